@@ -1,0 +1,8 @@
+//! The protocols of paravirtual devices (`io/`).
+
+pub mod blkif;
+pub mod console;
+pub mod protocols;
+pub mod ring;
+pub mod xenbus;
+pub mod xs_wire;
