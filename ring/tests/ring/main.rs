@@ -1,0 +1,4 @@
+//! The rings, from outside.
+
+mod common;
+mod queue;
