@@ -74,7 +74,7 @@ pub(crate) const fn size_of_field<S, F>(_: fn(S) -> F) -> usize {
 /// Every structure can be made from any bytes and turned into bytes; the latter only compiles if
 /// there is no implicit padding, so that no byte of ours reaches a peer unwritten (XSA-216).
 /// `Default` is all zeroes. A field is called in C as it is here unless `= "other"` follows;
-/// `= pad` marks bytes that have no name in C, and `= newer` a field that older headers lack;
+/// `= ours` marks what has no name in C, such as padding, and `= newer` a field that older headers lack;
 /// `= "union.member" at 16` names a place in a structure of C of which ours is the part from 16 on.
 ///
 /// `= "struct x", 8` after the name says what C calls the structure, and its size. `in "union y"`
@@ -132,7 +132,7 @@ macro_rules! layout {
     (@size $c:literal) => { concat!("sizeof(", $c, ")") };
     (@newer $newer:literal) => { Some($newer) };
     (@newer) => { None };
-    (@field $name:ident $c:literal, $field:ident, $offset:expr, [pad]) => { &[] };
+    (@field $name:ident $c:literal, $field:ident, $offset:expr, [ours]) => { &[] };
     (@field $name:ident $c:literal, $field:ident, $offset:expr, [$cfield:literal]) => {
         $crate::abi::layout!(@claims $name $c, $field, $offset, $cfield, None)
     };
@@ -303,6 +303,42 @@ macro_rules! codes {
     };
 }
 
+/// Numbers that name things: newtypes displayed as plain numbers, with the names reserved in C.
+macro_rules! identifiers {
+    ($(
+        $(#[$attr:meta])*
+        pub struct $name:ident($type:ident) = $ctype:literal {
+            $( $(#[$vattr:meta])* $reserved:ident = $value:literal => $c:literal $($newer:ident)? ),*
+            $(,)?
+        }
+    )*) => {
+        $(
+            $(#[$attr])*
+            #[derive(
+                Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash,
+                zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout,
+            )]
+            #[repr(transparent)]
+            pub struct $name(pub $type);
+
+            impl $name {
+                $( $(#[$vattr])* pub const $reserved: Self = Self($value); )*
+
+                pub(crate) const CLAIMS: &'static [&'static [$crate::abi::Claim]] = &[&[
+                    $crate::abi::claim!(concat!("sizeof(", $ctype, ")"), size_of::<Self>(),),
+                    $( $crate::abi::claim!($c, Self::$reserved.0, $($newer)?) ),*
+                ]];
+            }
+
+            impl core::fmt::Display for $name {
+                fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                    self.0.fmt(f)
+                }
+            }
+        )*
+    };
+}
+
 /// Bits that are set and cleared one by one. Unknown bits are kept, never dropped: what they mean is
 /// for whoever checks the flags to say.
 macro_rules! flags {
@@ -338,4 +374,4 @@ macro_rules! flags {
     };
 }
 
-pub(crate) use {claim, codes, constants, enumeration, flags, layout, texts};
+pub(crate) use {claim, codes, constants, enumeration, flags, identifiers, layout, texts};

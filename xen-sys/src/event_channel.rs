@@ -1,40 +1,11 @@
 //! Event channels (`event_channel.h`): one bit that a domain can set in another, with a wake-up.
 
-use core::fmt;
-
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
 use crate::DomId;
-use crate::abi::{Claim, Header, Target, claim, constants, enumeration, flags, layout};
+use crate::abi::{Header, Target, constants, enumeration, flags, identifiers, layout};
 
-/// One end of an event channel, numbered within its domain, `evtchn_port_t`. Zero is no port.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
-#[repr(transparent)]
-pub struct Port(pub u32);
-
-impl Port {
-    const CLAIMS: &'static [&'static [Claim]] =
-        &[&[claim!("sizeof(evtchn_port_t)", size_of::<Self>(),)]];
-}
-
-impl fmt::Display for Port {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+identifiers! {
+    /// One end of an event channel, numbered within its domain. Zero is no port.
+    pub struct Port(u32) = "evtchn_port_t" {}
 }
 
 constants! { LIMITS:
@@ -195,7 +166,7 @@ layout! {
         /// In: the other domain.
         0 remote_dom: DomId,
         /// Zero.
-        2 _pad: u16 = pad,
+        2 _pad: u16 = ours,
         /// In: its port.
         4 remote_port: Port,
         /// Out: the caller's port; pending at once, as the other may have sent already.
@@ -247,7 +218,7 @@ layout! {
         /// In: whose port.
         0 dom: DomId,
         /// Zero.
-        2 _pad: u16 = pad,
+        2 _pad: u16 = ours,
         /// In: which.
         4 port: Port,
         /// Out: a [`Binding`].
@@ -263,7 +234,7 @@ layout! {
         /// Who may bind to it.
         0 dom: DomId = "u.unbound.dom" at 16,
         /// Zero.
-        2 _pad: [u16; 3] = pad,
+        2 _pad: [u16; 3] = ours,
     }
 
     /// The detail of a port that has a peer.
@@ -271,7 +242,7 @@ layout! {
         /// The peer.
         0 dom: DomId = "u.interdomain.dom" at 16,
         /// Zero.
-        2 _pad: u16 = pad,
+        2 _pad: u16 = ours,
         /// The peer's port.
         4 port: Port = "u.interdomain.port" at 16,
     }
@@ -281,7 +252,7 @@ layout! {
         /// The physical interrupt, or the [`Virq`].
         0 irq: u32 = "u.pirq" at 16,
         /// Zero.
-        4 _pad: u32 = pad,
+        4 _pad: u32 = ours,
     }
 
     /// Choose the vCPU that a port interrupts.

@@ -1,70 +1,22 @@
 //! Grant tables (`grant_table.h`): how a domain lets another use its pages.
 
-use core::fmt;
-
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
 use crate::DomId;
-use crate::abi::{Claim, Header, Target, claim, codes, constants, enumeration, flags, layout};
+use crate::abi::{Header, Target, codes, constants, enumeration, flags, identifiers, layout};
 use crate::hypercall::GuestHandle;
 
-/// An index into the granting domain's grant table, `grant_ref_t`: what a frontend hands its
-/// backend to let it reach one page.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
-#[repr(transparent)]
-pub struct GrantRef(pub u32);
-
-impl GrantRef {
-    /// Where a toolstack puts the grant of a new domain's console page.
-    pub const RESERVED_CONSOLE: Self = Self(0);
-    /// Where a toolstack puts the grant of a new domain's xenstore page.
-    pub const RESERVED_XENSTORE: Self = Self(1);
-
-    const CLAIMS: &'static [&'static [Claim]] = &[&[
-        claim!("sizeof(grant_ref_t)", size_of::<Self>(),),
-        claim!("GNTTAB_RESERVED_CONSOLE", Self::RESERVED_CONSOLE.0,),
-        claim!("GNTTAB_RESERVED_XENSTORE", Self::RESERVED_XENSTORE.0,),
-    ]];
-}
-
-impl fmt::Display for GrantRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+identifiers! {
+    /// An index into the granting domain's grant table: what a frontend hands its backend to let it
+    /// reach one page.
+    pub struct GrantRef(u32) = "grant_ref_t" {
+        /// Where a toolstack puts the grant of a new domain's console page.
+        RESERVED_CONSOLE = 0 => "GNTTAB_RESERVED_CONSOLE",
+        /// Where a toolstack puts the grant of a new domain's xenstore page.
+        RESERVED_XENSTORE = 1 => "GNTTAB_RESERVED_XENSTORE",
     }
-}
 
-/// What names one mapping of a grant until it is unmapped, `grant_handle_t`.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
-#[repr(transparent)]
-pub struct GrantHandle(pub u32);
+    /// What names one mapping of a grant until it is unmapped.
+    pub struct GrantHandle(u32) = "grant_handle_t" {}
+}
 
 constants! { LIMITS:
     /// Entries at the start of a table that survive a change of its version, and that a toolstack
@@ -263,7 +215,7 @@ layout! {
         /// The grant passed on, in that domain's table.
         8 gref: GrantRef = "transitive.gref",
         /// Zero.
-        12 _pad2: u32 = pad,
+        12 _pad2: u32 = ours,
     }
 
     /// Map a grant.
@@ -295,7 +247,7 @@ layout! {
         /// Out: how it ended.
         20 status: GrantStatus,
         /// Zero.
-        22 _pad: u16 = pad,
+        22 _pad: u16 = ours,
     }
 
     /// Make a domain's table at least so many pages large, and learn their frames.
@@ -303,13 +255,13 @@ layout! {
         /// In: whose.
         0 dom: DomId,
         /// Zero.
-        2 _pad: u16 = pad,
+        2 _pad: u16 = ours,
         /// In: pages.
         4 nr_frames: u32,
         /// Out: how it ended.
         8 status: GrantStatus,
         /// Zero.
-        10 _pad2: [u16; 3] = pad,
+        10 _pad2: [u16; 3] = ours,
         /// In: room for that many frame numbers.
         16 frame_list: GuestHandle,
     }
@@ -329,13 +281,13 @@ layout! {
         /// In: to whom.
         8 domid: DomId,
         /// Zero.
-        10 _pad: u16 = pad,
+        10 _pad: u16 = ours,
         /// In: the accepting entry in the taker's table.
         12 gref: GrantRef = "ref",
         /// Out: how it ended.
         16 status: GrantStatus,
         /// Zero.
-        18 _pad2: [u16; 3] = pad,
+        18 _pad2: [u16; 3] = ours,
     }
 
     /// One end of a copy: a place in a page.
@@ -347,7 +299,7 @@ layout! {
         /// The first byte in the page.
         10 offset: u16,
         /// Zero.
-        12 _pad: u32 = pad,
+        12 _pad: u32 = ours,
     }
 
     /// Copy up to a page; neither end may cross the end of its page.
@@ -363,7 +315,7 @@ layout! {
         /// Out: how it ended.
         36 status: GrantStatus,
         /// Zero.
-        38 _pad: u16 = pad,
+        38 _pad: u16 = ours,
     }
 
     /// Ask how large a table is and may become.
@@ -371,7 +323,7 @@ layout! {
         /// In: whose.
         0 dom: DomId,
         /// Zero.
-        2 _pad: u16 = pad,
+        2 _pad: u16 = ours,
         /// Out: pages now.
         4 nr_frames: u32,
         /// Out: pages at most.
@@ -379,7 +331,7 @@ layout! {
         /// Out: how it ended.
         12 status: GrantStatus,
         /// Zero.
-        14 _pad2: u16 = pad,
+        14 _pad2: u16 = ours,
     }
 
     /// Undo a mapping, and put the page mapped at another address in its place.
@@ -393,7 +345,7 @@ layout! {
         /// Out: how it ended.
         20 status: GrantStatus,
         /// Zero.
-        22 _pad: u16 = pad,
+        22 _pad: u16 = ours,
     }
 
     /// Choose the version of the caller's table, while no grant is in use.
@@ -433,7 +385,7 @@ layout! {
         /// Out: how it ended.
         8 status: GrantStatus,
         /// Zero.
-        10 _pad: u16 = pad,
+        10 _pad: u16 = ours,
     }
 
     /// Clean or invalidate caches for part of a page that was granted to the caller.
@@ -478,6 +430,7 @@ pub(crate) const HEADER: Header = Header {
     target: Target::X86_64,
     claims: &[
         GrantRef::CLAIMS,
+        GrantHandle::CLAIMS,
         LIMITS,
         EntryFlags::CLAIMS,
         MapFlags::CLAIMS,

@@ -1,6 +1,5 @@
 //! The numbers of the hypercalls (`xen.h`), for who makes them bare or through privcmd.
 
-use crate::DomId;
 use crate::abi::{Header, Target, enumeration};
 
 /// An address in the memory of who makes a hypercall, `XEN_GUEST_HANDLE`.
@@ -31,7 +30,7 @@ enumeration! {
         GetDebugreg = 9 => "__HYPERVISOR_get_debugreg",
         /// Change a segment descriptor.
         UpdateDescriptor = 10 => "__HYPERVISOR_update_descriptor",
-        /// Memory.
+        /// Memory: see [`memory`](crate::memory).
         MemoryOp = 12 => "__HYPERVISOR_memory_op",
         /// Many calls in one.
         Multicall = 13 => "__HYPERVISOR_multicall",
@@ -55,7 +54,7 @@ enumeration! {
         UpdateVaMappingOtherdomain = 22 => "__HYPERVISOR_update_va_mapping_otherdomain",
         /// Return from an event.
         Iret = 23 => "__HYPERVISOR_iret",
-        /// vCPUs.
+        /// vCPUs: see [`vcpu`](crate::vcpu).
         VcpuOp = 24 => "__HYPERVISOR_vcpu_op",
         /// Set a segment's base.
         SetSegmentBase = 25 => "__HYPERVISOR_set_segment_base",
@@ -65,7 +64,7 @@ enumeration! {
         XsmOp = 27 => "__HYPERVISOR_xsm_op",
         /// Non-maskable interrupts.
         NmiOp = 28 => "__HYPERVISOR_nmi_op",
-        /// Scheduling.
+        /// Scheduling: see [`sched`](crate::sched).
         SchedOp = 29 => "__HYPERVISOR_sched_op",
         /// Register entry points.
         CallbackOp = 30 => "__HYPERVISOR_callback_op",
@@ -99,5 +98,5 @@ enumeration! {
 pub(crate) const HEADER: Header = Header {
     include: "xen/xen.h",
     target: Target::X86_64,
-    claims: &[DomId::CLAIMS, Hypercall::CLAIMS],
+    claims: &[Hypercall::CLAIMS],
 };

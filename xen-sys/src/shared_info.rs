@@ -63,7 +63,7 @@ layout! {
         /// Not zero: upcalls are held back, as interrupts would be. Written by the guest.
         1 evtchn_upcall_mask: u8,
         /// Zero.
-        2 _pad: [u8; 6] = pad,
+        2 _pad: [u8; 6] = ours,
         /// One bit a word of [`SharedInfo::evtchn_pending`] that has something for this vCPU.
         8 evtchn_pending_sel: u64,
         /// The architecture's own.

@@ -1,7 +1,8 @@
-//! What a guest finds when it starts: the start info page of a PV guest (`xen.h`).
+//! What a guest finds when it starts: the start info page of a PV guest (`xen.h`), and what a PVH
+//! guest finds in its place (`arch-x86/hvm/start_info.h`).
 
 use crate::Port;
-use crate::abi::{Header, Target, constants, flags, layout};
+use crate::abi::{Header, Target, constants, enumeration, flags, layout};
 
 constants! { LIMITS:
     /// The length of a PV guest's command line, its final zero included.
@@ -38,13 +39,13 @@ layout! {
         /// What kind of guest.
         48 flags: StartFlags,
         /// Zero.
-        52 _pad: u32 = pad,
+        52 _pad: u32 = ours,
         /// The machine frame of the page shared with xenstore.
         56 store_mfn: u64,
         /// And its event channel.
         64 store_evtchn: Port,
         /// Zero.
-        68 _pad2: u32 = pad,
+        68 _pad2: u32 = ours,
         /// The console; in domain 0 a [`Dom0Console`].
         72 console: DomUConsole = "console",
         /// The virtual address of the page tables' root.
@@ -72,7 +73,7 @@ layout! {
         /// And its event channel.
         8 evtchn: Port = "console.domU.evtchn" at 72,
         /// Zero.
-        12 _pad: u32 = pad,
+        12 _pad: u32 = ours,
     }
 
     /// Where domain 0 finds a description of the screen.
@@ -82,7 +83,7 @@ layout! {
         /// Its size.
         4 info_size: u32 = "console.dom0.info_size" at 72,
         /// Zero.
-        8 _pad: u64 = pad,
+        8 _pad: u64 = ours,
     }
 
     /// One module of several; the list ends where `mod_start` is zero.
@@ -108,5 +109,92 @@ pub(crate) const HEADER: Header = Header {
         DomUConsole::CLAIMS,
         Dom0Console::CLAIMS,
         MultibootModule::CLAIMS,
+    ],
+};
+
+constants! { HVM_LIMITS:
+    /// [`HvmStartInfo::magic`]: "xEn3", the E with its highest bit set.
+    pub const HVM_START_MAGIC: u32 = 0x336e_c578 => "XEN_HVM_START_MAGIC_VALUE";
+}
+
+enumeration! {
+    /// The kinds of memory in a PVH guest's map: the BIOS's.
+    pub enum MemmapType: u32 {
+        /// Memory.
+        Ram = 1 => "XEN_HVM_MEMMAP_TYPE_RAM",
+        /// Not memory.
+        Reserved = 2 => "XEN_HVM_MEMMAP_TYPE_RESERVED",
+        /// ACPI's tables.
+        Acpi = 3 => "XEN_HVM_MEMMAP_TYPE_ACPI",
+        /// Memory of ACPI's that survives sleep.
+        Nvs = 4 => "XEN_HVM_MEMMAP_TYPE_NVS",
+        /// Broken memory.
+        Unusable = 5 => "XEN_HVM_MEMMAP_TYPE_UNUSABLE",
+        /// Memory turned off.
+        Disabled = 6 => "XEN_HVM_MEMMAP_TYPE_DISABLED",
+        /// Memory that survives all.
+        Pmem = 7 => "XEN_HVM_MEMMAP_TYPE_PMEM",
+    }
+}
+
+layout! {
+    /// The start info of a PVH guest.
+    pub struct HvmStartInfo = "struct hvm_start_info", 56 {
+        /// [`HVM_START_MAGIC`].
+        0 magic: u32,
+        /// 1; in version 0 there is no memory map, and the structure ends before it.
+        4 version: u32,
+        /// As [`StartInfo::flags`].
+        8 flags: StartFlags,
+        /// How many modules.
+        12 nr_modules: u32,
+        /// The address of their list, of [`HvmModule`]s.
+        16 modlist_paddr: u64,
+        /// The address of the command line, ended by zero.
+        24 cmdline_paddr: u64,
+        /// The address of ACPI's root pointer.
+        32 rsdp_paddr: u64,
+        /// The address of the memory map, of [`MemmapEntry`]s.
+        40 memmap_paddr: u64,
+        /// How many entries it has.
+        48 memmap_entries: u32,
+        /// Zero.
+        52 _pad: u32 = "reserved",
+    }
+
+    /// A module (the initial RAM disk, say).
+    pub struct HvmModule = "struct hvm_modlist_entry", 32 {
+        /// Its address.
+        0 paddr: u64,
+        /// Its size in bytes.
+        8 size: u64,
+        /// The address of its command line, or zero.
+        16 cmdline_paddr: u64,
+        /// Zero.
+        24 _pad: u64 = "reserved",
+    }
+
+    /// An entry of the memory map.
+    pub struct MemmapEntry = "struct hvm_memmap_table_entry", 24 {
+        /// The first address.
+        0 addr: u64,
+        /// Bytes.
+        8 size: u64,
+        /// A [`MemmapType`].
+        16 memory: u32 = "type",
+        /// Zero.
+        20 _pad: u32 = "reserved",
+    }
+}
+
+pub(crate) const HVM_HEADER: Header = Header {
+    include: "xen/arch-x86/hvm/start_info.h",
+    target: Target::X86_64,
+    claims: &[
+        HVM_LIMITS,
+        MemmapType::CLAIMS,
+        HvmStartInfo::CLAIMS,
+        HvmModule::CLAIMS,
+        MemmapEntry::CLAIMS,
     ],
 };

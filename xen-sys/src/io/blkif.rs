@@ -110,7 +110,7 @@ layout! {
         /// Its last, itself included.
         5 last_sect: u8,
         /// Zero.
-        6 _pad: u16 = pad,
+        6 _pad: u16 = ours,
     }
 }
 
@@ -134,7 +134,7 @@ pub mod x86_64 {
             /// The disk's number in the frontend; of no use.
             2 handle: u16,
             /// Zero.
-            4 _pad: u32 = pad,
+            4 _pad: u32 = ours,
             /// Returned in the response.
             8 id: u64,
             /// The disk's first sector.
@@ -152,7 +152,7 @@ pub mod x86_64 {
             /// The disk's number in the frontend; of no use.
             2 handle: u16,
             /// Zero.
-            4 _pad: u32 = pad,
+            4 _pad: u32 = ours,
             /// Returned in the response.
             8 id: u64,
             /// The first sector to forget.
@@ -160,7 +160,7 @@ pub mod x86_64 {
             /// How many.
             24 nr_sectors: u64,
             /// The rest of the slot.
-            32 _rest: [u64; 10] = pad,
+            32 _rest: [u64; 10] = ours,
         }
 
         /// Read or write with the segments in pages of their own.
@@ -172,7 +172,7 @@ pub mod x86_64 {
             /// How many segments there are in all pages.
             2 nr_segments: u16,
             /// Zero.
-            4 _pad: u32 = pad,
+            4 _pad: u32 = ours,
             /// Returned in the response.
             8 id: u64,
             /// The disk's first sector.
@@ -180,11 +180,11 @@ pub mod x86_64 {
             /// The disk's number in the frontend; of no use.
             24 handle: u16,
             /// Zero.
-            26 _pad2: u16 = pad,
+            26 _pad2: u16 = ours,
             /// The pages, arrays of [`Segment`]: as many as needed.
             28 indirect_grefs: [GrantRef; MAX_INDIRECT_PAGES_PER_REQUEST],
             /// The rest of the slot.
-            60 _rest: [u32; 13] = pad,
+            60 _rest: [u32; 13] = ours,
         }
 
         /// A response.
@@ -194,11 +194,11 @@ pub mod x86_64 {
             /// The request's.
             8 operation: u8,
             /// Zero.
-            9 _pad: u8 = pad,
+            9 _pad: u8 = ours,
             /// How it ended.
             10 status: Status,
             /// Zero.
-            12 _pad2: u32 = pad,
+            12 _pad2: u32 = ours,
         }
     }
 }
@@ -248,7 +248,7 @@ pub mod x86_32 {
             /// How many.
             20 nr_sectors: u64,
             /// The rest of the slot.
-            28 _rest: [u32; 20] = pad,
+            28 _rest: [u32; 20] = ours,
         }
 
         /// Read or write with the segments in pages of their own.
@@ -267,13 +267,13 @@ pub mod x86_32 {
             /// The disk's number in the frontend; of no use.
             20 handle: u16,
             /// Zero.
-            22 _pad: u16 = pad,
+            22 _pad: u16 = ours,
             /// The pages, arrays of [`Segment`]: as many as needed.
             24 indirect_grefs: [GrantRef; MAX_INDIRECT_PAGES_PER_REQUEST],
             /// Zero.
             56 _pad2: u64 = "pad",
             /// The rest of the slot.
-            64 _rest: [u32; 11] = pad,
+            64 _rest: [u32; 11] = ours,
         }
 
         /// A response.
@@ -284,7 +284,7 @@ pub mod x86_32 {
             /// The request's.
             8 operation: u8,
             /// Zero.
-            9 _pad: u8 = pad,
+            9 _pad: u8 = ours,
             /// How it ended.
             10 status: Status,
         }

@@ -37,7 +37,7 @@ layout! {
         /// A [`ConnectionState`].
         3088 connection: u8 = newer,
         /// Zero.
-        3089 _pad: [u8; 3] = pad,
+        3089 _pad: [u8; 3] = ours,
     }
 }
 

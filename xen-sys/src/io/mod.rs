@@ -2,6 +2,7 @@
 
 pub mod blkif;
 pub mod console;
+pub mod netif;
 pub mod protocols;
 pub mod ring;
 pub mod xenbus;
