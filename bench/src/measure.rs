@@ -1,0 +1,454 @@
+//! How everybody is measured: one closed loop, one stopwatch, one account of CPU time.
+
+use crate::workload::Workload;
+use anyhow::Result;
+use hdrhistogram::Histogram;
+use nix::unistd::Pid;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// One measurement of one contender.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Sample {
+    /// Requests completed per second.
+    pub(crate) iops: f64,
+    /// Payload moved, in units of 10^6 bytes per second; `None` if requests carry none.
+    pub(crate) mb_per_s: Option<f64>,
+    /// From submission to the moment the client saw the completion, in nanoseconds.
+    pub(crate) mean_ns: f64,
+    /// The median of the same.
+    pub(crate) p50_ns: f64,
+    /// What 99 of 100 stay below.
+    pub(crate) p99_ns: f64,
+    /// CPU time of both halves together per request, in nanoseconds.
+    pub(crate) cpu_ns_per_io: Option<f64>,
+    /// Notifications in both directions together per request.
+    pub(crate) notifications_per_io: Option<f64>,
+}
+
+/// A figure of a [`Sample`] that is summarised, compared and printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Metric {
+    Iops,
+    MbPerS,
+    MeanNs,
+    P50Ns,
+    P99Ns,
+    CpuNsPerIo,
+    NotificationsPerIo,
+}
+
+impl Metric {
+    pub(crate) const ALL: [Metric; 7] = [
+        Metric::Iops,
+        Metric::MbPerS,
+        Metric::MeanNs,
+        Metric::P50Ns,
+        Metric::P99Ns,
+        Metric::CpuNsPerIo,
+        Metric::NotificationsPerIo,
+    ];
+
+    /// The figure, where the contender knows it.
+    pub(crate) fn of(self, sample: &Sample) -> Option<f64> {
+        match self {
+            Metric::Iops => Some(sample.iops),
+            Metric::MbPerS => sample.mb_per_s,
+            Metric::MeanNs => Some(sample.mean_ns),
+            Metric::P50Ns => Some(sample.p50_ns),
+            Metric::P99Ns => Some(sample.p99_ns),
+            Metric::CpuNsPerIo => sample.cpu_ns_per_io,
+            Metric::NotificationsPerIo => sample.notifications_per_io,
+        }
+    }
+
+    /// Whether more of it is better.
+    pub(crate) fn higher_is_better(self) -> bool {
+        matches!(self, Metric::Iops | Metric::MbPerS)
+    }
+}
+
+/// The middle and the extremes of one figure over the rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Summary {
+    /// The figure that is quoted.
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Summary {
+    /// Of at least one value; `None` if there are none.
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let (&min, &max) = (values.first()?, values.last()?);
+        let upper = values.get(values.len() / 2)?;
+        let lower = values.get((values.len() - 1) / 2)?;
+        Some(Self {
+            median: f64::midpoint(*lower, *upper),
+            min,
+            max,
+        })
+    }
+}
+
+/// The threads whose CPU time a measurement is charged with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CpuScope {
+    processes: Vec<Pid>,
+    threads: Vec<Pid>,
+}
+
+impl CpuScope {
+    /// Nobody, to be extended.
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds all threads of a process, present and to come, kernel workers of its io_uring too.
+    pub(crate) fn process(mut self, pid: Pid) -> Self {
+        self.processes.push(pid);
+        self
+    }
+
+    /// Adds one thread of this process.
+    pub(crate) fn thread(mut self, tid: Pid) -> Self {
+        self.threads.push(tid);
+        self
+    }
+
+    /// Nanoseconds on a CPU so far, by thread. `None` if this kernel does not account for them.
+    ///
+    /// The kernel brings the figure of a thread that is running elsewhere up to date at its next
+    /// tick, so a difference of two readings is exact to a few milliseconds.
+    fn read(&self) -> Option<BTreeMap<i32, u64>> {
+        let mut by_thread = BTreeMap::new();
+        for tid in &self.threads {
+            by_thread.insert(tid.as_raw(), on_cpu(&format!("/proc/self/task/{tid}"))?);
+        }
+        for pid in &self.processes {
+            for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+                let tid = task.file_name().to_str()?.parse().ok()?;
+                // A thread may end between the listing and the reading; it then counts nothing.
+                if let Some(time) = on_cpu(task.path().to_str()?) {
+                    by_thread.insert(tid, time);
+                }
+            }
+        }
+        Some(by_thread)
+    }
+}
+
+/// The first field of schedstat: nanoseconds on a CPU.
+fn on_cpu(task: &str) -> Option<u64> {
+    fs::read_to_string(format!("{task}/schedstat"))
+        .ok()?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
+}
+
+/// A reading of a [`CpuScope`], from which CPU time is counted.
+#[derive(Debug)]
+pub(crate) struct CpuMeter<'a> {
+    scope: &'a CpuScope,
+    start: Option<BTreeMap<i32, u64>>,
+}
+
+impl<'a> CpuMeter<'a> {
+    pub(crate) fn start(scope: &'a CpuScope) -> Self {
+        Self {
+            scope,
+            start: scope.read(),
+        }
+    }
+
+    /// Nanoseconds on a CPU since the start, of all threads together.
+    pub(crate) fn elapsed_ns(&self) -> Option<u64> {
+        let start = self.start.as_ref()?;
+        let now = self.scope.read()?;
+        Some(
+            now.iter()
+                .map(|(tid, ns)| ns.saturating_sub(*start.get(tid).unwrap_or(&0)))
+                .sum(),
+        )
+    }
+}
+
+/// Counts completions between the end of the warm-up and the end of the run.
+#[derive(Debug)]
+pub(crate) struct Stopwatch<'a> {
+    scope: &'a CpuScope,
+    block: u32,
+    duration: Duration,
+    opens: Instant,
+    window: Option<Window<'a>>,
+}
+
+#[derive(Debug)]
+struct Window<'a> {
+    opened: Instant,
+    cpu: CpuMeter<'a>,
+    notifications: Option<u64>,
+    latency: Histogram<u64>,
+    latency_sum_ns: u128,
+}
+
+impl<'a> Stopwatch<'a> {
+    /// Starts the warm-up.
+    pub(crate) fn start(workload: &Workload, scope: &'a CpuScope) -> Self {
+        Self {
+            scope,
+            block: workload.block,
+            duration: workload.duration,
+            opens: Instant::now() + workload.warm_up,
+            window: None,
+        }
+    }
+
+    /// Counts one completed request. One `now` may serve all completions of a batch: reading the
+    /// clock once a request would be a tenth of what is measured.
+    pub(crate) fn completed(&mut self, submitted: Instant, now: Instant) {
+        if let Some(window) = &mut self.window {
+            let latency = u64::try_from((now - submitted).as_nanos()).unwrap_or(u64::MAX);
+            window.latency.saturating_record(latency);
+            window.latency_sum_ns += u128::from(latency);
+        }
+    }
+
+    /// To be asked after each batch; gives the result when the time is over. `notifications` is
+    /// how many there were so far, in both directions, where the contender can tell.
+    pub(crate) fn tick(
+        &mut self,
+        now: Instant,
+        notifications: impl FnOnce() -> Option<u64>,
+    ) -> Result<Option<Sample>> {
+        match &self.window {
+            None if now >= self.opens => {
+                self.window = Some(Window {
+                    // 1 ns to 10 s, to three digits.
+                    latency: Histogram::new_with_bounds(1, 10_000_000_000, 3)?,
+                    latency_sum_ns: 0,
+                    notifications: notifications(),
+                    cpu: CpuMeter::start(self.scope),
+                    opened: Instant::now(),
+                });
+                Ok(None)
+            }
+            Some(window) if now.saturating_duration_since(window.opened) >= self.duration => {
+                let cpu_ns = window.cpu.elapsed_ns();
+                let notified = window
+                    .notifications
+                    .zip(notifications())
+                    .map(|(from, to)| to - from);
+                Ok(Some(window.sample(
+                    now - window.opened,
+                    cpu_ns,
+                    notified,
+                    self.block,
+                )))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Window<'_> {
+    fn sample(
+        &self,
+        elapsed: Duration,
+        cpu_ns: Option<u64>,
+        notified: Option<u64>,
+        block: u32,
+    ) -> Sample {
+        let ios = self.latency.len();
+        // A window without a completion gives rates of 0 and costs of 0, not of infinity.
+        let per_io = |total: f64| if ios == 0 { 0.0 } else { total / ios as f64 };
+        let iops = ios as f64 / elapsed.as_secs_f64();
+        Sample {
+            iops,
+            mb_per_s: (block > 0).then_some(iops * f64::from(block) / 1e6),
+            mean_ns: per_io(self.latency_sum_ns as f64),
+            p50_ns: self.latency.value_at_quantile(0.50) as f64,
+            p99_ns: self.latency.value_at_quantile(0.99) as f64,
+            cpu_ns_per_io: cpu_ns.map(|ns| per_io(ns as f64)),
+            notifications_per_io: notified.map(|n| per_io(n as f64)),
+        }
+    }
+}
+
+/// The client's end of a device queue, driven from one thread.
+pub(crate) trait Queue {
+    /// Queues a read of the workload's block at `offset` (bytes) into the buffer of `slot`,
+    /// `0..depth`, which is free. It need not be visible to the device before [`Queue::kick`].
+    fn submit(&mut self, slot: usize, offset: u64) -> Result<()>;
+
+    /// Publishes what was submitted and notifies the device if it asked for that.
+    fn kick(&mut self) -> Result<()>;
+
+    /// Appends the slots of all completed reads to `done`; waits, by the placement's rule, until
+    /// there is at least one.
+    ///
+    /// # Errors
+    /// A read failed, the device died, or nothing came for [`STALL`].
+    fn reap(&mut self, done: &mut Vec<usize>) -> Result<()>;
+
+    /// Notifications so far, in both directions.
+    fn notifications(&mut self) -> Option<u64>;
+}
+
+/// How long a client waits for any completion at all before it reports the device as dead.
+pub(crate) const STALL: Duration = Duration::from_secs(10);
+
+/// Keeps `workload.depth` reads in flight, each completion replaced by a new read, until the
+/// time is over; then lets those in flight finish.
+pub(crate) fn closed_loop(
+    queue: &mut impl Queue,
+    workload: &Workload,
+    scope: &CpuScope,
+) -> Result<Sample> {
+    let mut offsets = workload.offsets();
+    let mut stopwatch = Stopwatch::start(workload, scope);
+    let mut submitted = vec![Instant::now(); workload.depth];
+    for slot in 0..workload.depth {
+        queue.submit(slot, offsets.next())?;
+    }
+    queue.kick()?;
+
+    let mut done = Vec::with_capacity(workload.depth);
+    let mut in_flight = workload.depth;
+    let mut sample = None;
+    while in_flight > 0 {
+        done.clear();
+        queue.reap(&mut done)?;
+        let now = Instant::now();
+        if sample.is_some() {
+            in_flight -= done.len();
+            continue;
+        }
+        for &slot in &done {
+            stopwatch.completed(submitted[slot], now);
+            submitted[slot] = now;
+            queue.submit(slot, offsets.next())?;
+        }
+        queue.kick()?;
+        sample = stopwatch.tick(now, || queue.notifications())?;
+    }
+    sample.ok_or_else(|| anyhow::anyhow!("no request was in flight"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::{Disk, Pattern};
+    use std::collections::VecDeque;
+
+    #[test]
+    fn the_median_of_an_even_number_is_between_the_two_in_the_middle() {
+        let summary = Summary::of([4.0, 1.0, 3.0, 2.0]).unwrap();
+        assert_eq!(
+            summary,
+            Summary {
+                median: 2.5,
+                min: 1.0,
+                max: 4.0
+            }
+        );
+        assert_eq!(Summary::of([7.0, 1.0, 9.0]).unwrap().median, 7.0);
+        assert_eq!(Summary::of([]), None);
+    }
+
+    /// Completes in order, half of what is in flight at a time; a notification per kick.
+    struct HalfAtATime {
+        submitted: VecDeque<usize>,
+        free: Vec<bool>,
+        kicks: u64,
+    }
+
+    impl Queue for HalfAtATime {
+        fn submit(&mut self, slot: usize, offset: u64) -> Result<()> {
+            assert!(
+                std::mem::replace(&mut self.free[slot], false),
+                "slot {slot} is in flight"
+            );
+            assert!(offset < 1 << 20);
+            self.submitted.push_back(slot);
+            Ok(())
+        }
+
+        fn kick(&mut self) -> Result<()> {
+            self.kicks += 1;
+            Ok(())
+        }
+
+        fn reap(&mut self, done: &mut Vec<usize>) -> Result<()> {
+            done.extend(self.submitted.drain(..self.submitted.len().div_ceil(2)));
+            done.iter().for_each(|&slot| self.free[slot] = true);
+            Ok(())
+        }
+
+        fn notifications(&mut self) -> Option<u64> {
+            Some(self.kicks)
+        }
+    }
+
+    #[test]
+    fn a_closed_loop_keeps_every_slot_busy_and_drains_at_the_end() {
+        let workload = Workload {
+            disk: Disk::Null { size: 1 << 20 },
+            block: 4096,
+            pattern: Pattern::Random,
+            depth: 8,
+            warm_up: Duration::from_millis(2),
+            duration: Duration::from_millis(10),
+        };
+        let mut queue = HalfAtATime {
+            submitted: VecDeque::new(),
+            free: vec![true; 8],
+            kicks: 0,
+        };
+        let scope = CpuScope::new().thread(nix::unistd::gettid());
+        let sample = closed_loop(&mut queue, &workload, &scope).unwrap();
+        assert!(queue.free.iter().all(|&free| free));
+        assert!(sample.iops > 0.0);
+        assert!(sample.p50_ns <= sample.p99_ns);
+        assert_eq!(sample.mb_per_s, Some(sample.iops * 4096.0 / 1e6));
+        // Four completions, one kick.
+        let notified = sample.notifications_per_io.unwrap();
+        assert!((notified - 0.25).abs() < 0.01, "{notified}");
+    }
+
+    fn spin(time: Duration) {
+        let begin = Instant::now();
+        while begin.elapsed() < time {
+            std::hint::spin_loop();
+        }
+    }
+
+    #[test]
+    fn the_cpu_meter_charges_the_threads_of_its_scope_and_no_others() {
+        let scope = CpuScope::new().thread(nix::unistd::gettid());
+        let meter = CpuMeter::start(&scope);
+        spin(Duration::from_millis(40));
+        let Some(busy) = meter.elapsed_ns() else {
+            return;
+        }; // a kernel without schedstat
+        let waiting = std::thread::scope(|threads| {
+            let other = threads.spawn(|| {
+                let meter = CpuMeter::start(&scope);
+                spin(Duration::from_millis(40));
+                meter.elapsed_ns().unwrap()
+            });
+            other.join().unwrap()
+        });
+        assert!(
+            waiting < busy,
+            "{waiting} of a thread that waits, {busy} of one that spins"
+        );
+    }
+}

@@ -1,0 +1,266 @@
+//! The report as text for people.
+
+use super::{Report, Settings};
+use crate::contender::Standing;
+use crate::measure::Metric;
+use crate::peers::Program;
+use crate::placement::Placement;
+use std::fmt::Write;
+
+/// A load average above which somebody else was using the CPUs.
+const BUSY: f64 = 0.5;
+
+impl Report {
+    /// Everything as text: the machine, the figures, the ratios, what is missing.
+    pub(crate) fn table(&self) -> String {
+        let machine = &self.machine;
+        let mut text = format!(
+            "{}, Linux {}, {}{}, parapet {}\n",
+            machine.date,
+            machine.kernel,
+            machine.cpu,
+            if machine.virtual_machine {
+                " (virtual)"
+            } else {
+                ""
+            },
+            machine.parapet,
+        );
+        for version in self
+            .programs
+            .iter()
+            .filter_map(|program| program.version.as_deref())
+        {
+            text.push_str(version);
+            text.push('\n');
+        }
+        let Settings { seconds, rounds } = self.settings;
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "Medians of {rounds} interleaved rounds of {seconds} s; [least..most] is the spread; \
+             CPU is of both sides together."
+        );
+        for placement in Placement::ALL {
+            if let Some(cores) = machine.used.cores(placement) {
+                let _ = writeln!(text, "{}: {}", placement.slug(), placement.explain(cores));
+            }
+        }
+        text.push('\n');
+        if !self.rows.is_empty() {
+            text.push_str(&columns(&self.figures()));
+        }
+        let ratios = self.ratios();
+        if ratios.len() > 1 {
+            text.push('\n');
+            text.push_str(&columns(&ratios));
+        }
+        text.push('\n');
+        if !self
+            .rows
+            .iter()
+            .any(|row| row.results.iter().any(|r| r.standing == Standing::Ours))
+        {
+            text.push_str("Our own halves did not take part: only the peers were measured.\n");
+        }
+        if machine.load > BUSY {
+            let _ = writeln!(
+                text,
+                "The machine was not idle (load {:.2} at the start): trust the ratios.",
+                machine.load
+            );
+        }
+        for note in &self.notes {
+            let _ = writeln!(text, "{note}");
+        }
+        text.push_str(&missing(&self.programs));
+        text
+    }
+
+    fn figures(&self) -> Vec<Vec<String>> {
+        let mut lines = vec![
+            [
+                "row", "who", "IOPS", "", "MB/s", "mean", "p50", "p99", "CPU/IO", "", "notif/IO",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+        ];
+        for row in &self.rows {
+            for (index, outcome) in row.results.iter().enumerate() {
+                let median = |metric| match outcome.median(metric) {
+                    Some(value) => show(metric, value),
+                    None => "-".to_owned(),
+                };
+                let spread = |metric| match outcome.summary.get(&metric) {
+                    Some(s) => format!("[{}..{}]", show(metric, s.min), show(metric, s.max)),
+                    None => String::new(),
+                };
+                lines.push(vec![
+                    if index == 0 {
+                        row.name.clone()
+                    } else {
+                        String::new()
+                    },
+                    outcome.contender.to_owned(),
+                    median(Metric::Iops),
+                    spread(Metric::Iops),
+                    median(Metric::MbPerS),
+                    median(Metric::MeanNs),
+                    median(Metric::P50Ns),
+                    median(Metric::P99Ns),
+                    median(Metric::CpuNsPerIo),
+                    spread(Metric::CpuNsPerIo),
+                    median(Metric::NotificationsPerIo),
+                ]);
+            }
+        }
+        lines
+    }
+
+    fn ratios(&self) -> Vec<Vec<String>> {
+        let mut lines = vec![
+            [
+                "row", "figure", "of", "", "beside", "", "ratio", "better", "aim",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+        ];
+        for row in &self.rows {
+            for ratio in &row.ratios {
+                let aim = match (ratio.aim, ratio.reached) {
+                    (Some(aim), Some(reached)) => format!(
+                        "{} {aim:.2} {}",
+                        if ratio.higher_is_better { ">=" } else { "<=" },
+                        if reached { "reached" } else { "missed" }
+                    ),
+                    _ => String::new(),
+                };
+                lines.push(vec![
+                    row.name.clone(),
+                    title(ratio.metric).to_owned(),
+                    ratio.contender.to_owned(),
+                    show(ratio.metric, ratio.value),
+                    ratio.against.to_owned(),
+                    show(ratio.metric, ratio.against_value),
+                    format!("{:.2}", ratio.ratio),
+                    if ratio.higher_is_better {
+                        "higher"
+                    } else {
+                        "lower"
+                    }
+                    .to_owned(),
+                    aim,
+                ]);
+            }
+        }
+        lines
+    }
+}
+
+/// Which programs are missing and how to get them; empty if none is.
+fn missing(programs: &[Program]) -> String {
+    let missing: Vec<&Program> = programs.iter().filter(|p| p.version.is_none()).collect();
+    if missing.is_empty() {
+        return String::new();
+    }
+    let names: Vec<&str> = missing.iter().map(|p| p.name).collect();
+    let packages: Vec<&str> = missing.iter().map(|p| p.package).collect();
+    format!(
+        "Not measured, because not installed: {}. On Debian:\n  apt-get install {}\n",
+        names.join(", "),
+        packages.join(" ")
+    )
+}
+
+fn title(metric: Metric) -> &'static str {
+    match metric {
+        Metric::Iops => "IOPS",
+        Metric::MbPerS => "MB/s",
+        Metric::MeanNs => "mean latency",
+        Metric::P50Ns => "p50 latency",
+        Metric::P99Ns => "p99 latency",
+        Metric::CpuNsPerIo => "CPU/IO",
+        Metric::NotificationsPerIo => "notifications/IO",
+    }
+}
+
+/// A figure with its unit, to three digits or so.
+fn show(metric: Metric, value: f64) -> String {
+    match metric {
+        Metric::Iops if value >= 1e6 => format!("{:.2}M", value / 1e6),
+        Metric::Iops if value >= 1e3 => format!("{:.1}k", value / 1e3),
+        Metric::Iops | Metric::MbPerS => format!("{value:.0}"),
+        Metric::NotificationsPerIo => format!("{value:.3}"),
+        Metric::MeanNs | Metric::P50Ns | Metric::P99Ns | Metric::CpuNsPerIo => {
+            if value >= 1e5 {
+                format!("{:.0} us", value / 1e3)
+            } else if value >= 1e3 {
+                format!("{:.2} us", value / 1e3)
+            } else {
+                format!("{value:.0} ns")
+            }
+        }
+    }
+}
+
+/// Lines of cells, each column as wide as its widest cell; text to the left, figures to the right.
+fn columns(lines: &[Vec<String>]) -> String {
+    let count = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..count)
+        .map(|column| {
+            lines
+                .iter()
+                .filter_map(|line| line.get(column))
+                .map(String::len)
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let mut text = String::new();
+    for line in lines {
+        let mut padded = String::new();
+        for (cell, width) in line.iter().zip(&widths) {
+            let figure = cell.starts_with(|c: char| c.is_ascii_digit());
+            let _ = if figure {
+                write!(padded, "{cell:>width$}  ")
+            } else {
+                write!(padded, "{cell:<width$}  ")
+            };
+        }
+        text.push_str(padded.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_programs_are_named_with_the_line_that_installs_them() {
+        let program = |name, package, version: Option<&str>| Program {
+            name,
+            package,
+            version: version.map(str::to_owned),
+        };
+        let text = missing(&[
+            program("qemu-storage-daemon", "qemu-system-common", None),
+            program("fio", "fio", Some("fio-3.33")),
+        ]);
+        assert!(text.contains("qemu-storage-daemon."), "{text}");
+        assert!(
+            text.contains("apt-get install qemu-system-common\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn columns_line_up_and_figures_are_flush_right() {
+        let lines = [
+            vec!["a".into(), "1".into()],
+            vec!["bcd".into(), "23".into()],
+        ];
+        assert_eq!(columns(&lines), "a     1\nbcd  23\n");
+    }
+}
