@@ -1,0 +1,487 @@
+//! A raw image: a regular file or a block device whose bytes are the disk's.
+//!
+//! It is opened past the page cache (`O_DIRECT`) where that works with memory and offsets aligned
+//! to a sector of 512 bytes, which is what guests use. Where it does not (a file system without
+//! direct I/O, a device with logical blocks of 4096 bytes) the page cache takes its place; a
+//! flush reaches the medium either way.
+//!
+//! Jobs go through io_uring. On files that are memory (tmpfs), where io_uring would put each job
+//! on a thread of its own, and on hosts that forbid io_uring, they are done at once instead.
+
+use std::fs::{File, FileType, Metadata};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use parapet_hypervisor::host::{self, Extent, Lease, Refused, Uring, transfer};
+
+use super::lock::{Locked, Refusal};
+use super::{
+    Access, Completion, Image, ImageQueue, Job, Limits, OpenError, Operation, SECTOR_SIZE, Sectors,
+    Submitted,
+};
+
+/// How often in a row a job is submitted again without getting anywhere.
+const ATTEMPTS: u8 = 8;
+
+/// A raw image.
+#[derive(Debug)]
+pub struct FileImage {
+    path: PathBuf,
+    file: Arc<Locked>,
+    access: Access,
+    sectors: u64,
+    physical_sector_size: u32,
+    /// Whether the file is memory.
+    inline: bool,
+}
+
+impl FileImage {
+    /// Opens and locks the image at `path`: any number of users may read it, or one may write it
+    /// (QEMU's tools, which use the same locks, included). The lock goes with the last queue.
+    ///
+    /// # Errors
+    /// One line that names the file and says what to do.
+    pub fn open(path: &Path, access: Access) -> Result<Self, OpenError> {
+        let opened = Opening { path, access };
+        // Looked at before it is opened: a FIFO would block.
+        let metadata = std::fs::metadata(path).map_err(|error| opened.failed("found", error))?;
+        opened.check_type(metadata.file_type())?;
+        let file = opened.file()?;
+        // Looked at again: the path may by now name another file.
+        let metadata = file
+            .metadata()
+            .map_err(|error| opened.failed("examined", error))?;
+        opened.check_type(metadata.file_type())?;
+        Ok(FileImage {
+            sectors: opened.sectors(&file)?,
+            physical_sector_size: physical_sector_size(&metadata),
+            inline: fstatfs(&file).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC),
+            path: path.into(),
+            file: Arc::new(opened.lock(file)?),
+            access,
+        })
+    }
+}
+
+/// An image that is being opened.
+struct Opening<'a> {
+    path: &'a Path,
+    access: Access,
+}
+
+impl Opening<'_> {
+    fn failed(&self, what: &'static str, source: io::Error) -> OpenError {
+        let path = self.path.into();
+        match source.kind() {
+            io::ErrorKind::NotFound => OpenError::Missing(path),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                let what = match self.access {
+                    Access::ReadOnly => "read",
+                    Access::ReadWrite => "written",
+                };
+                OpenError::Permission { path, what }
+            }
+            io::ErrorKind::ResourceBusy => self.busy(),
+            _ => OpenError::Host { path, what, source },
+        }
+    }
+
+    fn busy(&self) -> OpenError {
+        OpenError::Busy {
+            path: self.path.into(),
+            writing: self.access == Access::ReadWrite,
+        }
+    }
+
+    fn check_type(&self, kind: FileType) -> Result<(), OpenError> {
+        let what = if kind.is_file() || kind.is_block_device() {
+            return Ok(());
+        } else if kind.is_dir() {
+            "a directory"
+        } else if kind.is_char_device() {
+            "a character device"
+        } else if kind.is_fifo() {
+            "a named pipe"
+        } else {
+            "no file"
+        };
+        Err(OpenError::NotADisk {
+            path: self.path.into(),
+            what,
+        })
+    }
+
+    /// Opened for direct I/O, if a sector can be read like that.
+    fn file(&self) -> Result<File, OpenError> {
+        let open = |flags| {
+            File::options()
+                .read(true)
+                .write(self.access == Access::ReadWrite)
+                .custom_flags(flags)
+                .open(self.path)
+        };
+        let direct = open(libc::O_DIRECT).and_then(|file| {
+            read_a_sector(&file)?;
+            Ok(file)
+        });
+        match direct {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                log::info!(
+                    "the disk image {} has no direct I/O in sectors of 512 bytes, \
+                     and goes through the page cache",
+                    self.path.display()
+                );
+                open(0).map_err(|error| self.failed("opened", error))
+            }
+            direct => direct.map_err(|error| self.failed("opened", error)),
+        }
+    }
+
+    fn lock(&self, file: File) -> Result<Locked, OpenError> {
+        Locked::new(file, self.access).map_err(|refusal| match refusal {
+            Refusal::Contradicted => self.busy(),
+            Refusal::Host(error) => self.failed("locked", error),
+        })
+    }
+
+    fn sectors(&self, mut file: &File) -> Result<u64, OpenError> {
+        // The metadata of a block device do not have its size.
+        let bytes = file
+            .seek(SeekFrom::End(0))
+            .map_err(|error| self.failed("measured", error))?;
+        let path = self.path.into();
+        match (bytes / SECTOR_SIZE as u64, bytes % SECTOR_SIZE as u64) {
+            (_, 1..) => Err(OpenError::Odd { path, bytes }),
+            (0, 0) => Err(OpenError::Empty(path)),
+            (sectors, 0) => Ok(sectors),
+        }
+    }
+}
+
+/// Reads into memory that is aligned as badly as a guest's may be.
+fn read_a_sector(file: &File) -> io::Result<()> {
+    let mut memory = [0; 4 * SECTOR_SIZE];
+    let mut start = memory.as_ptr().align_offset(SECTOR_SIZE);
+    if (memory.as_ptr() as usize + start).is_multiple_of(2 * SECTOR_SIZE) {
+        start += SECTOR_SIZE;
+    }
+    match memory.get_mut(start..start + SECTOR_SIZE) {
+        Some(sector) => file.read_at(sector, 0).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// The block size of the file system, or of the device if that is what the image is; at most a
+/// page.
+fn physical_sector_size(metadata: &Metadata) -> u32 {
+    let size = if metadata.file_type().is_block_device() {
+        let (major, minor) = (
+            nix::sys::stat::major(metadata.rdev()),
+            nix::sys::stat::minor(metadata.rdev()),
+        );
+        // A partition has no queue of its own, its disk is the folder above.
+        ["queue", "../queue"].iter().find_map(|queue| {
+            let key = format!("/sys/dev/block/{major}:{minor}/{queue}/physical_block_size");
+            std::fs::read_to_string(key).ok()?.trim().parse().ok()
+        })
+    } else {
+        Some(metadata.blksize())
+    };
+    size.and_then(|size| u32::try_from(size).ok())
+        .filter(|size| size.is_power_of_two())
+        .unwrap_or(0)
+        .clamp(SECTOR_SIZE as u32, 4096)
+}
+
+impl<L: Lease> Image<L> for FileImage {
+    fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    fn read_only(&self) -> bool {
+        self.access == Access::ReadOnly
+    }
+
+    fn physical_sector_size(&self) -> u32 {
+        self.physical_sector_size
+    }
+
+    fn open_queue(&self, limits: Limits) -> io::Result<Box<dyn ImageQueue<L>>> {
+        let file = self.file.clone();
+        if self.inline {
+            return Ok(Box::new(Inline { file }));
+        }
+        let Limits {
+            depth,
+            segments,
+            buffers,
+        } = limits;
+        match Uring::new(file.file().try_clone()?, depth, segments.max(1), buffers) {
+            Ok(uring) => Ok(Box::new(Queued::new(uring, file))),
+            Err(error) => {
+                log::warn!(
+                    "no io_uring for the disk image {} ({error}): it goes on without, slowly",
+                    self.path.display()
+                );
+                Ok(Box::new(Inline { file }))
+            }
+        }
+    }
+}
+
+fn extent(sectors: Sectors) -> Extent {
+    Extent {
+        offset: sectors.offset(),
+        skip: 0,
+        len: sectors.bytes(),
+    }
+}
+
+impl From<Operation> for host::Operation {
+    fn from(operation: Operation) -> Self {
+        match operation {
+            Operation::Read(sectors) => host::Operation::Read(extent(sectors)),
+            Operation::Write(sectors) => host::Operation::Write(extent(sectors)),
+            Operation::Flush => host::Operation::Sync,
+        }
+    }
+}
+
+/// Jobs are done by the time they are submitted.
+struct Inline {
+    file: Arc<Locked>,
+}
+
+impl<L: Lease> ImageQueue<L> for Inline {
+    fn submit(&mut self, job: Job<L>) -> Submitted<L> {
+        Submitted::Done(Completion {
+            tag: job.tag,
+            result: transfer(self.file.file(), job.operation.into(), &job.lease),
+            lease: job.lease,
+        })
+    }
+}
+
+/// Jobs go through io_uring.
+struct Queued<L: Lease> {
+    uring: Uring<L>,
+    /// What is left to do of each job in flight, by tag.
+    rest: Box<[Rest]>,
+    /// Given up after the last job is over: fields are dropped in this order.
+    _file: Arc<Locked>,
+}
+
+#[derive(Clone, Copy)]
+struct Rest {
+    operation: host::Operation,
+    attempts: u8,
+}
+
+impl<L: Lease> Queued<L> {
+    fn new(uring: Uring<L>, file: Arc<Locked>) -> Self {
+        let nothing = Rest {
+            operation: host::Operation::Sync,
+            attempts: 0,
+        };
+        Queued {
+            rest: vec![nothing; uring.depth()].into(),
+            uring,
+            _file: file,
+        }
+    }
+
+    /// Whether the job is over, after a completion of (some of) it.
+    fn outcome(&mut self, tag: u32, result: io::Result<usize>) -> Option<io::Result<()>> {
+        let Some(rest) = self.rest.get_mut(tag as usize) else {
+            return Some(result.map(drop));
+        };
+        let done = match result {
+            Ok(done) => done,
+            Err(error) if rest.attempts < ATTEMPTS && is_passing(&error) => {
+                rest.attempts += 1;
+                return None;
+            }
+            Err(error) => return Some(Err(error)),
+        };
+        rest.attempts = 0;
+        let (extent, nothing) = match &mut rest.operation {
+            host::Operation::Read(extent) => (extent, io::ErrorKind::UnexpectedEof),
+            host::Operation::Write(extent) => (extent, io::ErrorKind::WriteZero),
+            host::Operation::Sync => return Some(Ok(())),
+        };
+        if done >= extent.len {
+            return Some(Ok(()));
+        }
+        if done == 0 {
+            return Some(Err(nothing.into()));
+        }
+        extent.offset += done as u64;
+        extent.skip += done;
+        extent.len -= done;
+        None
+    }
+}
+
+/// Whether another attempt may fare better: the thread that submitted got a signal or ended.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINTR | libc::EAGAIN | libc::ECANCELED)
+    )
+}
+
+impl<L: Lease> ImageQueue<L> for Queued<L> {
+    fn submit(&mut self, job: Job<L>) -> Submitted<L> {
+        let Job {
+            tag,
+            operation,
+            lease,
+        } = job;
+        let Some(rest) = self.rest.get_mut(tag as usize) else {
+            return Submitted::Full(Job {
+                tag,
+                operation,
+                lease,
+            });
+        };
+        *rest = Rest {
+            operation: operation.into(),
+            attempts: 0,
+        };
+        match self.uring.start(tag, rest.operation, lease) {
+            Ok(()) => Submitted::Started,
+            Err(Refused::Full(lease)) => Submitted::Full(Job {
+                tag,
+                operation,
+                lease,
+            }),
+            Err(Refused::NoMemory(lease)) => Submitted::Done(Completion {
+                tag,
+                result: Err(io::ErrorKind::InvalidInput.into()),
+                lease,
+            }),
+        }
+    }
+
+    fn kick(&mut self) -> io::Result<()> {
+        self.uring.submit()
+    }
+
+    fn complete(&mut self) -> Option<Completion<L>> {
+        while let Some(host::Completion { tag, result, lease }) = self.uring.complete() {
+            if let Some(result) = self.outcome(tag, result) {
+                return Some(Completion { tag, result, lease });
+            }
+            let Some(rest) = self.rest.get(tag as usize) else {
+                continue;
+            };
+            match self.uring.start(tag, rest.operation, lease) {
+                Ok(()) => {}
+                Err(Refused::Full(lease) | Refused::NoMemory(lease)) => {
+                    return Some(Completion {
+                        tag,
+                        result: Err(io::ErrorKind::Other.into()),
+                        lease,
+                    });
+                }
+            }
+        }
+        // The rare job that was started again; an error comes back at the next kick.
+        let _ = self.uring.submit();
+        None
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.uring.as_fd())
+    }
+
+    fn buffers(&self) -> u16 {
+        self.uring.buffers()
+    }
+
+    fn register(&mut self, place: u16, page: L::Page) -> Result<(), L::Page> {
+        self.uring.register(place, page)
+    }
+
+    fn unregister(&mut self, place: u16) -> Option<L::Page> {
+        self.uring.unregister(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parapet_hypervisor::memory::{ReadOnly, Scratch, View};
+
+    use super::*;
+
+    struct Block(Scratch);
+
+    impl host::Page for Block {
+        fn view(&self) -> View<'_> {
+            self.0.view()
+        }
+    }
+
+    impl Lease for Block {
+        type Page = Block;
+
+        fn targets(&self) -> impl Iterator<Item = View<'_>> {
+            std::iter::once(self.0.view())
+        }
+
+        fn sources(&self) -> impl Iterator<Item = View<'_, ReadOnly>> {
+            std::iter::once(self.0.view().read_only())
+        }
+
+        fn registered(&self) -> Option<u16> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_full_file_system_fails_the_write_and_no_other() {
+        // Every write to this device fails like one to a full file system.
+        let open = || {
+            File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/full")
+                .unwrap()
+        };
+        let lock = || Arc::new(Locked::new(open(), Access::ReadOnly).unwrap());
+        let uring = Uring::new(open(), 4, 1, 0).unwrap();
+        let queues: [Box<dyn ImageQueue<Block>>; 2] = [
+            Box::new(Queued::new(uring, lock())),
+            Box::new(Inline { file: lock() }),
+        ];
+        let sectors = Sectors { first: 0, count: 8 };
+        for mut queue in queues {
+            for (operation, error) in [
+                (Operation::Write(sectors), Some(libc::ENOSPC)),
+                (Operation::Read(sectors), None),
+            ] {
+                let job = Job {
+                    tag: 0,
+                    operation,
+                    lease: Block(Scratch::new(4096)),
+                };
+                let done = match queue.submit(job) {
+                    Submitted::Done(done) => done,
+                    Submitted::Full(_) => panic!("an empty queue is full"),
+                    Submitted::Started => loop {
+                        queue.kick().unwrap();
+                        if let Some(done) = queue.complete() {
+                            break done;
+                        }
+                    },
+                };
+                assert_eq!(done.result.err().and_then(|e| e.raw_os_error()), error);
+            }
+        }
+    }
+}

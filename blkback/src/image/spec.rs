@@ -1,0 +1,242 @@
+//! Naming an image, as a disk's `target` and the xenstore key `params` do.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use parapet_hypervisor::host::Lease;
+
+use super::{Access, FileImage, Image, MemoryImage, NullImage, SECTOR_SIZE};
+
+/// Which image is meant.
+///
+/// | text | meaning |
+/// |---|---|
+/// | `null:SIZE` | no data: writes are dropped, reads leave memory as it was |
+/// | `memory:SIZE` | a RAM disk, zero at first |
+/// | anything else | the path of a raw file or block device |
+///
+/// A size is a number of bytes, or one with `K`, `M`, `G` or `T` (powers of 1024). A file whose
+/// name begins like one of the former is reached as `./null:...`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Spec {
+    /// See [`NullImage`].
+    Null {
+        /// Its size.
+        sectors: u64,
+    },
+    /// See [`MemoryImage`].
+    Memory {
+        /// Its size.
+        sectors: u64,
+    },
+    /// See [`FileImage`].
+    File(PathBuf),
+}
+
+/// A text that names no image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// There is none.
+    #[error("the disk has no image: give the path of one, or null:SIZE or memory:SIZE")]
+    Empty,
+    /// No size after the colon.
+    #[error("{text:?} has no size such as 512M or 1G after the colon")]
+    Size {
+        /// What was given.
+        text: String,
+    },
+    /// A size that no disk has.
+    #[error("{text:?} is not a size for a disk: it must be a multiple of 512 bytes, and not zero")]
+    Sectors {
+        /// What was given.
+        text: String,
+    },
+}
+
+impl FromStr for Spec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        if text.is_empty() {
+            Err(SpecError::Empty)
+        } else if let Some(size) = text.strip_prefix("null:") {
+            sectors(text, size).map(|sectors| Spec::Null { sectors })
+        } else if let Some(size) = text.strip_prefix("memory:") {
+            sectors(text, size).map(|sectors| Spec::Memory { sectors })
+        } else {
+            Ok(Spec::File(text.into()))
+        }
+    }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Spec::Null { sectors } => write!(f, "null:{}", *sectors * SECTOR_SIZE as u64),
+            Spec::Memory { sectors } => write!(f, "memory:{}", *sectors * SECTOR_SIZE as u64),
+            Spec::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// The sectors in `size`, which is part of `text`.
+fn sectors(text: &str, size: &str) -> Result<u64, SpecError> {
+    let bytes = bytes(size).ok_or_else(|| SpecError::Size { text: text.into() })?;
+    match (bytes / SECTOR_SIZE as u64, bytes % SECTOR_SIZE as u64) {
+        (0, _) | (_, 1..) => Err(SpecError::Sectors { text: text.into() }),
+        (sectors, 0) => Ok(sectors),
+    }
+}
+
+fn bytes(size: &str) -> Option<u64> {
+    let (digits, shift) = match size.char_indices().last()? {
+        (at, 'k' | 'K') => (&size[..at], 10),
+        (at, 'm' | 'M') => (&size[..at], 20),
+        (at, 'g' | 'G') => (&size[..at], 30),
+        (at, 't' | 'T') => (&size[..at], 40),
+        _ => (size, 0),
+    };
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None; // a sign, which the parser would take
+    }
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+impl Spec {
+    /// Opens the image.
+    ///
+    /// # Errors
+    /// One line that names the image and says what to do.
+    pub fn open<L: Lease>(&self, access: Access) -> Result<Arc<dyn Image<L>>, OpenError> {
+        Ok(match self {
+            Spec::Null { sectors } => Arc::new(NullImage::new(*sectors)),
+            Spec::Memory { sectors } => Arc::new(
+                MemoryImage::new(*sectors, access)
+                    .map_err(|error| OpenError::NoMemory(self.to_string(), error))?,
+            ),
+            Spec::File(path) => Arc::new(FileImage::open(path, access)?),
+        })
+    }
+}
+
+/// Why an image cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The host has not enough memory.
+    #[error("the disk {0} does not fit the host's memory ({1}): make it smaller")]
+    NoMemory(String, #[source] io::Error),
+    /// There is no such file.
+    #[error("the disk image {} does not exist: correct its path, or make one with \
+             `truncate -s 1G {}`", .0.display(), .0.display())]
+    Missing(PathBuf),
+    /// It may not be opened like that.
+    #[error("the disk image {} may not be {what}: change its permissions{}", .path.display(),
+            if *.what == "written" { ", or attach it with access=ro" } else { "" })]
+    Permission {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+    },
+    /// It is not a file.
+    #[error("the disk image {} is {what}: give a regular file or a block device", .path.display())]
+    NotADisk {
+        /// What was named.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// It is empty.
+    #[error("the disk image {} is empty: give it a size with `truncate -s 1G {}`",
+            .0.display(), .0.display())]
+    Empty(PathBuf),
+    /// Its end is no sector's end.
+    #[error("the disk image {} has {bytes} bytes, which is not a multiple of 512: round it up with \
+             `truncate -s %512 {}`", .path.display(), .path.display())]
+    Odd {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Somebody uses it.
+    #[error("the disk image {} is in use by somebody else{}: stop that first", .path.display(),
+            if *.writing { "" } else { " who writes to it" })]
+    Busy {
+        /// The file.
+        path: PathBuf,
+        /// Whether it was to be written.
+        writing: bool,
+    },
+    /// The host failed.
+    #[error("the disk image {} cannot be {what}: {source}", .path.display())]
+    Host {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_suffixes_of_powers_of_1024() {
+        for (text, sectors) in [
+            ("null:512", 1),
+            ("null:1K", 2),
+            ("null:3m", 3 << 11),
+            ("null:1G", 1 << 21),
+            ("null:2T", 2 << 31),
+        ] {
+            assert_eq!(text.parse(), Ok(Spec::Null { sectors }), "{text}");
+        }
+        assert_eq!("memory:1M".parse(), Ok(Spec::Memory { sectors: 2048 }));
+    }
+
+    #[test]
+    fn a_size_that_is_none_is_refused_with_the_text() {
+        for text in [
+            "null:",
+            "null:G",
+            "memory:-1",
+            "memory:+1K",
+            "null:1X",
+            "null:1.5G",
+        ] {
+            let error = text.parse::<Spec>().unwrap_err();
+            assert_eq!(error, SpecError::Size { text: text.into() });
+        }
+        assert!(matches!(
+            "null:20000000T".parse::<Spec>(),
+            Err(SpecError::Size { .. })
+        ));
+        for text in ["null:0", "memory:1000"] {
+            let error = text.parse::<Spec>().unwrap_err();
+            assert_eq!(error, SpecError::Sectors { text: text.into() });
+        }
+        assert_eq!("".parse::<Spec>(), Err(SpecError::Empty));
+    }
+
+    #[test]
+    fn anything_else_is_a_path() {
+        for text in ["/a/b.img", "./null:1G", "null"] {
+            assert_eq!(text.parse(), Ok(Spec::File(text.into())));
+        }
+    }
+
+    #[test]
+    fn a_spec_prints_as_it_is_parsed() {
+        for text in ["null:1G", "memory:512K", "/some/file"] {
+            let spec: Spec = text.parse().unwrap();
+            assert_eq!(spec.to_string().parse(), Ok(spec));
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! Images against a model, and what opening one refuses.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
+use std::thread;
+
+use parapet_blkback::image::{
+    Access, Completion, FileImage, Image, ImageQueue, Job, Limits, MemoryImage, NullImage,
+    OpenError, Operation, SECTOR_SIZE, Sectors, Submitted,
+};
+use parapet_hypervisor::host::{Lease, Page};
+use parapet_hypervisor::memory::{ReadOnly, Scratch, View};
+use proptest::prelude::*;
+
+/// A run of memory, every sector of it a part of its own, the later half before the former so that
+/// neighbours in the lease are not neighbours in memory.
+#[derive(Debug)]
+struct Memory(Scratch);
+
+impl Memory {
+    fn of(bytes: &[u8]) -> Self {
+        let memory = Memory(Scratch::new(bytes.len()));
+        for (part, bytes) in memory.targets().zip(bytes.chunks(SECTOR_SIZE)) {
+            part.write_bytes(0, bytes).unwrap();
+        }
+        memory
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        for part in self.sources() {
+            let mut bytes = vec![0; part.len()];
+            part.read_bytes(0, &mut bytes).unwrap();
+            all.extend(bytes);
+        }
+        all
+    }
+}
+
+struct Registered(Scratch);
+
+impl Page for Registered {
+    fn view(&self) -> View<'_> {
+        self.0.view()
+    }
+}
+
+impl Lease for Memory {
+    type Page = Registered;
+
+    fn targets(&self) -> impl Iterator<Item = View<'_>> {
+        let view = self.0.view();
+        let sectors = view.len() / SECTOR_SIZE;
+        (sectors / 2..sectors)
+            .chain(0..sectors / 2)
+            .map(move |sector| view.slice(sector * SECTOR_SIZE, SECTOR_SIZE).unwrap())
+    }
+
+    fn sources(&self) -> impl Iterator<Item = View<'_, ReadOnly>> {
+        self.targets().map(View::read_only)
+    }
+
+    fn registered(&self) -> Option<u16> {
+        None
+    }
+}
+
+const LIMITS: Limits = Limits {
+    depth: 8,
+    segments: 4,
+    buffers: 0,
+};
+
+type Queue = Box<dyn ImageQueue<Memory>>;
+
+fn open_queue(image: &dyn Image<Memory>) -> Queue {
+    image.open_queue(LIMITS).unwrap()
+}
+
+/// Submits one job and waits for it.
+fn run(queue: &mut Queue, operation: Operation, lease: Memory) -> Completion<Memory> {
+    let job = Job {
+        tag: 5,
+        operation,
+        lease,
+    };
+    match queue.submit(job) {
+        Submitted::Done(done) => done,
+        Submitted::Full(job) => panic!("no room for {job:?}"),
+        Submitted::Started => loop {
+            queue.kick().unwrap();
+            if let Some(done) = queue.complete() {
+                assert_eq!(done.tag, 5);
+                return done;
+            }
+            thread::yield_now();
+        },
+    }
+}
+
+fn read(queue: &mut Queue, sectors: Sectors) -> io::Result<Vec<u8>> {
+    let memory = Memory(Scratch::new(sectors.count as usize * SECTOR_SIZE));
+    let done = run(queue, Operation::Read(sectors), memory);
+    done.result.map(|()| done.lease.bytes())
+}
+
+fn write(queue: &mut Queue, first: u64, bytes: &[u8]) -> io::Result<()> {
+    let count = (bytes.len() / SECTOR_SIZE) as u32;
+    let sectors = Sectors { first, count };
+    run(queue, Operation::Write(sectors), Memory::of(bytes)).result
+}
+
+fn file_of(bytes: usize, folder: &Path) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new_in(folder).unwrap();
+    file.as_file().set_len(bytes as u64).unwrap();
+    file
+}
+
+const SECTORS: u64 = 64;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Read(Sectors),
+    Write(Sectors, u8),
+    Flush,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let sectors = (0..SECTORS, 1u32..20).prop_map(|(first, count)| Sectors {
+        first,
+        count: count.min((SECTORS - first) as u32),
+    });
+    let step = prop_oneof![
+        sectors.clone().prop_map(Step::Read),
+        (sectors, any::<u8>()).prop_map(|(sectors, seed)| Step::Write(sectors, seed)),
+        Just(Step::Flush),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+/// Two queues of one image take turns; what is read is what the model has.
+fn follows_the_model(image: &dyn Image<Memory>, steps: &[Step]) {
+    let mut model = vec![0u8; SECTORS as usize * SECTOR_SIZE];
+    let mut queues = [open_queue(image), open_queue(image)];
+    for (i, step) in steps.iter().enumerate() {
+        let queue = &mut queues[i % 2];
+        match *step {
+            Step::Read(sectors) => {
+                let at = sectors.first as usize * SECTOR_SIZE;
+                let expected = &model[at..at + sectors.count as usize * SECTOR_SIZE];
+                assert_eq!(read(queue, sectors).unwrap(), expected);
+            }
+            Step::Write(sectors, seed) => {
+                let bytes: Vec<u8> = (0..sectors.count as usize * SECTOR_SIZE)
+                    .map(|i| (i * 31 / 7) as u8 ^ seed)
+                    .collect();
+                let at = sectors.first as usize * SECTOR_SIZE;
+                model[at..at + bytes.len()].copy_from_slice(&bytes);
+                write(queue, sectors.first, &bytes).unwrap();
+            }
+            Step::Flush => {
+                let memory = Memory(Scratch::new(SECTOR_SIZE));
+                run(queue, Operation::Flush, memory).result.unwrap();
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_memory_image_is_a_disk(steps in steps()) {
+        follows_the_model(&MemoryImage::new(SECTORS, Access::ReadWrite).unwrap(), &steps);
+    }
+
+    #[test]
+    fn a_file_is_a_disk(steps in steps()) {
+        let file = file_of(SECTORS as usize * SECTOR_SIZE, &std::env::temp_dir());
+        let image = FileImage::open(file.path(), Access::ReadWrite).unwrap();
+        follows_the_model(&image, &steps);
+    }
+
+    #[test]
+    fn a_file_in_memory_is_a_disk(steps in steps()) {
+        let file = file_of(SECTORS as usize * SECTOR_SIZE, Path::new("/dev/shm"));
+        let image = FileImage::open(file.path(), Access::ReadWrite).unwrap();
+        follows_the_model(&image, &steps);
+    }
+}
+
+#[test]
+fn many_jobs_in_flight_each_complete_once_under_their_own_tag() {
+    let file = file_of(SECTORS as usize * SECTOR_SIZE, &std::env::temp_dir());
+    for sector in 0..SECTORS {
+        file.as_file()
+            .write_all_at(&[sector as u8; SECTOR_SIZE], sector * SECTOR_SIZE as u64)
+            .unwrap();
+    }
+    let image = FileImage::open(file.path(), Access::ReadOnly).unwrap();
+    let mut queue: Queue = open_queue(&image);
+    let mut free: Vec<u32> = (0..u32::from(LIMITS.depth)).collect();
+    let mut reading = [None; LIMITS.depth as usize];
+    let (mut next, mut done) = (0, 0);
+    while done < SECTORS {
+        while next < SECTORS {
+            let Some(tag) = free.pop() else { break };
+            reading[tag as usize] = Some(next as u8);
+            let job = Job {
+                tag,
+                operation: Operation::Read(Sectors {
+                    first: next,
+                    count: 1,
+                }),
+                lease: Memory(Scratch::new(SECTOR_SIZE)),
+            };
+            match queue.submit(job) {
+                Submitted::Started => next += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        queue.kick().unwrap();
+        while let Some(completion) = queue.complete() {
+            completion.result.unwrap();
+            let expected = reading[completion.tag as usize].take().expect("in flight");
+            assert_eq!(completion.lease.bytes(), [expected; SECTOR_SIZE]);
+            free.push(completion.tag);
+            done += 1;
+        }
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_null_image_leaves_memory_as_it_was() {
+    let mut queue: Queue = open_queue(&NullImage::new(8));
+    write(&mut queue, 0, &[1; SECTOR_SIZE]).unwrap();
+    let sectors = Sectors { first: 0, count: 1 };
+    let done = run(
+        &mut queue,
+        Operation::Read(sectors),
+        Memory::of(&[9; SECTOR_SIZE]),
+    );
+    done.result.unwrap();
+    assert_eq!(done.lease.bytes(), [9; SECTOR_SIZE]);
+}
+
+#[test]
+fn an_image_that_shrank_gives_errors_and_never_old_success() {
+    for folder in [std::env::temp_dir(), "/dev/shm".into()] {
+        let file = file_of(64 * SECTOR_SIZE, &folder);
+        let image = FileImage::open(file.path(), Access::ReadWrite).unwrap();
+        let mut queue = open_queue(&image);
+        file.as_file().set_len(16 * SECTOR_SIZE as u64).unwrap();
+        let within = Sectors { first: 8, count: 8 };
+        read(&mut queue, within).unwrap();
+        let across = Sectors {
+            first: 8,
+            count: 16,
+        };
+        let error = read(&mut queue, across).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
+
+#[test]
+fn what_is_no_disk_is_refused_in_one_line_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("odd"), [0; 1000]).unwrap();
+    fs::write(path("empty"), []).unwrap();
+    fs::write(path("secret"), [0; 512]).unwrap();
+    fs::set_permissions(path("secret"), fs::Permissions::from_mode(0o000)).unwrap();
+    nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+
+    let refusal = |path: &Path| {
+        let error = FileImage::open(path, Access::ReadWrite).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(path.to_str().unwrap()), "{text}");
+        assert!(!text.contains('\n'), "{text}");
+        error
+    };
+    assert!(matches!(refusal(&path("none")), OpenError::Missing(_)));
+    assert!(matches!(refusal(&path("empty")), OpenError::Empty(_)));
+    assert!(matches!(
+        refusal(&path("odd")),
+        OpenError::Odd { bytes: 1000, .. }
+    ));
+    for (name, kind) in [
+        (folder.path().to_path_buf(), "a directory"),
+        (path("pipe"), "a named pipe"),
+        ("/dev/zero".into(), "a character device"),
+    ] {
+        match refusal(&name) {
+            OpenError::NotADisk { what, .. } => assert_eq!(what, kind),
+            other => panic!("{other:?}"),
+        }
+    }
+    if !nix::unistd::geteuid().is_root() {
+        let error = refusal(&path("secret"));
+        assert!(matches!(error, OpenError::Permission { .. }));
+    }
+}
+
+#[test]
+fn a_second_writer_is_refused_until_the_first_and_its_queues_are_gone() {
+    let file = file_of(8 * SECTOR_SIZE, &std::env::temp_dir());
+    let image = FileImage::open(file.path(), Access::ReadWrite).unwrap();
+    let queue = open_queue(&image);
+    let busy = |access| {
+        matches!(
+            FileImage::open(file.path(), access),
+            Err(OpenError::Busy { .. })
+        )
+    };
+    assert!(busy(Access::ReadWrite) && busy(Access::ReadOnly));
+    drop(image);
+    assert!(busy(Access::ReadWrite));
+    drop(queue);
+    let readers = [
+        FileImage::open(file.path(), Access::ReadOnly).unwrap(),
+        FileImage::open(file.path(), Access::ReadOnly).unwrap(),
+    ];
+    assert!(busy(Access::ReadWrite));
+    drop(readers);
+    FileImage::open(file.path(), Access::ReadWrite).unwrap();
+}
