@@ -48,11 +48,12 @@
 //! compiler check every claim, and the size of every field, against the headers of Debian's
 //! `libxen-dev`: x86_64's by a program that prints them, those of 32-bit frontends by static
 //! assertions. What is newer than those headers (Xen 4.17) is marked `newer` where it is defined, and
-//! the test lists it as unchecked. To see the list, and to check it against other headers:
+//! the test lists it as unchecked, whenever it is run. To check it against other headers:
 //!
 //! ```text
-//! cargo test -p parapet-xen-sys --test headers -- --nocapture
-//! XEN_INCLUDE=folder cargo test ...     # where folder/xen is xen/include/public of Xen's sources
+//! XEN_INCLUDE=folder cargo test -p parapet-xen-sys --test headers
+//! # where folder/xen is xen/include/public of Xen's sources, and
+//! #       folder/xen/sys is tools/include/xen-sys/Linux
 //! ```
 #![no_std]
 #![forbid(unsafe_code)]

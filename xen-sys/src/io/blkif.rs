@@ -31,8 +31,9 @@
 //!
 //! Sectors are 512 bytes everywhere in the protocol, whatever `sector-size` says.
 
+use super::ring::slots;
 use crate::GrantRef;
-use crate::abi::{Header, Target, codes, constants, enumeration, flags, layout};
+use crate::abi::{Claim, Header, Target, claim, codes, constants, enumeration, flags, layout};
 
 /// The layout of a frontend that does not say, on the machine that this crate describes.
 pub use x86_64 as native;
@@ -291,6 +292,17 @@ pub mod x86_32 {
     }
 }
 
+/// The claims that a ring of one page and one of sixteen have the slots that we compute.
+const fn ring_sizes(slot: usize) -> [Claim; 2] {
+    [
+        claim!("__CONST_RING_SIZE(blkif, 4096)", slots(4096, slot),),
+        claim!(
+            "__CONST_RING_SIZE(blkif, 16 * 4096)",
+            slots(16 * 4096, slot),
+        ),
+    ]
+}
+
 pub(crate) const HEADER: Header = Header {
     include: "xen/io/blkif.h",
     target: Target::X86_64,
@@ -300,6 +312,7 @@ pub(crate) const HEADER: Header = Header {
         Status::CLAIMS,
         DiscardFlags::CLAIMS,
         DiskInfo::CLAIMS,
+        &[&ring_sizes(size_of::<x86_64::Slot>())],
         Segment::CLAIMS,
         x86_64::Request::CLAIMS,
         x86_64::Discard::CLAIMS,
@@ -312,6 +325,7 @@ pub(crate) const HEADER_X86_32: Header = Header {
     include: "xen/io/blkif.h",
     target: Target::X86_32,
     claims: &[
+        &[&ring_sizes(size_of::<x86_32::Slot>())],
         Segment::CLAIMS,
         x86_32::Request::CLAIMS,
         x86_32::Discard::CLAIMS,

@@ -15,8 +15,9 @@
 //! As in [`blkif`](super::blkif), a copy of a slot's bytes becomes any of its structures by
 //! `zerocopy::transmute!`.
 
+use super::ring::slots;
 use crate::GrantRef;
-use crate::abi::{Header, Target, codes, constants, enumeration, flags, layout};
+use crate::abi::{Claim, Header, Target, claim, codes, constants, enumeration, flags, layout};
 
 /// A slot of the transmit ring as bytes.
 pub type TxSlot = [u8; 12];
@@ -28,6 +29,8 @@ pub type ControlSlot = [u8; 16];
 constants! { LIMITS:
     /// The longest packet to transmit, in bytes.
     pub const MAX_TX_SIZE: usize = 0xFFFF => "XEN_NETIF_MAX_TX_SIZE";
+    /// Slots with data that a backend must take in one packet to transmit.
+    pub const NR_SLOTS_MIN: usize = 18 => "XEN_NETIF_NR_SLOTS_MIN";
     /// One more than the highest [`ExtraType`].
     pub const EXTRA_TYPE_MAX: usize = 5 => "XEN_NETIF_EXTRA_TYPE_MAX";
 }
@@ -336,8 +339,24 @@ pub(crate) const HEADER_X86_32: Header = Header {
     claims: CLAIMS,
 };
 
-const CLAIMS: &[&[&[crate::abi::Claim]]] = &[
+const RING_SIZES: &[&[Claim]] = &[&[
+    claim!(
+        "__CONST_RING_SIZE(netif_tx, 4096)",
+        slots(4096, size_of::<TxSlot>()),
+    ),
+    claim!(
+        "__CONST_RING_SIZE(netif_rx, 4096)",
+        slots(4096, size_of::<RxSlot>()),
+    ),
+    claim!(
+        "__CONST_RING_SIZE(xen_netif_ctrl, 4096)",
+        slots(4096, size_of::<ControlSlot>()),
+    ),
+]];
+
+const CLAIMS: &[&[&[Claim]]] = &[
     LIMITS,
+    RING_SIZES,
     ExtraType::CLAIMS,
     GsoType::CLAIMS,
     HashType::CLAIMS,
