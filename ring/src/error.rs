@@ -6,8 +6,8 @@
 /// closes the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// An index claims entries that cannot exist, or takes back some that did (XSA-405 and its
-    /// like).
+    /// An index claims entries that cannot exist, or takes back some that did
+    /// (`RING_REQUEST_PROD_OVERFLOW`, `RING_RESPONSE_PROD_OVERFLOW`; XSA-376).
     #[error("the peer set {name} to {value:#x}; it can only be {least:#x} to {most:#x}")]
     Index {
         /// The field, by its name in Xen's header.

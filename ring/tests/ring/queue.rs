@@ -4,8 +4,9 @@
 use std::collections::VecDeque;
 
 use crate::common::{self, TestBack, TestFront, pair, peek, request, response};
-use parapet_hypervisor::memory::{PAGE_SIZE, Scratch};
-use parapet_ring::{AttachError, Front, Full, Own};
+use parapet_hypervisor::memory::{PAGE_SIZE, ReadOnly, Scratch, View};
+use parapet_hypervisor::seam::{Access, Mapping};
+use parapet_ring::{AttachError, Back, Front, Full, Own, Peer};
 use proptest::prelude::*;
 
 /// One direction of the ring as it is thought of: indices that never wrap.
@@ -300,4 +301,36 @@ fn a_frontend_that_attaches_gets_the_responses_still_to_come() {
         assert_eq!(front.take(), Ok(Some(response(number))));
     }
     assert_eq!(front.free(), front.slots());
+}
+
+/// A peer's page, mapped.
+struct Mapped {
+    page: Scratch,
+    access: Access,
+}
+
+impl Mapping for Mapped {
+    fn view(&self) -> View<'_, ReadOnly> {
+        self.page.view().read_only()
+    }
+
+    fn view_mut(&self) -> Option<View<'_>> {
+        (self.access == Access::ReadWrite).then(|| self.page.view())
+    }
+}
+
+#[test]
+fn a_backend_finds_its_ring_in_a_mapping_that_may_be_written() {
+    let page = Scratch::new(PAGE_SIZE);
+    let mut front = TestFront::new(Own(page.clone())).unwrap();
+    let map = |access| Mapped {
+        page: page.clone(),
+        access,
+    };
+    assert!(Peer::new(map(Access::ReadOnly)).is_err());
+    let memory = Peer::new(map(Access::ReadWrite)).ok().unwrap();
+    let mut back = Back::<_, common::Request, common::Response>::attach(memory).unwrap();
+    front.push(&request(1)).unwrap();
+    assert!(front.publish());
+    assert_eq!(back.take(), Ok(Some(request(1))));
 }
