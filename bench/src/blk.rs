@@ -7,6 +7,7 @@ use crate::contender::Contender;
 use crate::disk::{Image, is_tmpfs};
 use crate::machine::Machine;
 use crate::measure::{Metric, Sample};
+use crate::neighbours::Neighbours;
 use crate::peers::{Program, eventfd, fio, qsd};
 use crate::placement::{Cores, Cpus, Placement};
 use crate::report::{Outcome, Report, RowReport, Settings};
@@ -63,13 +64,13 @@ impl Row {
     }
 
     /// The figures that the row is about: the others are context.
-    pub(crate) fn headline(&self) -> [Metric; 2] {
-        let first = match (self.pattern, self.depth) {
-            (Pattern::Sequential, _) => Metric::MbPerS,
-            (Pattern::Random, 1) => Metric::MeanNs,
-            (Pattern::Random, _) => Metric::Iops,
-        };
-        [first, Metric::CpuNsPerIo]
+    pub(crate) fn headline(&self) -> &'static [Metric] {
+        match (self.pattern, self.depth) {
+            (Pattern::Sequential, _) => &[Metric::MbPerS, Metric::CpuNsPerIo],
+            // The median beside the mean, because a neighbour on the CPU moves only the mean.
+            (Pattern::Random, 1) => &[Metric::MeanNs, Metric::P50Ns, Metric::CpuNsPerIo],
+            (Pattern::Random, _) => &[Metric::Iops, Metric::CpuNsPerIo],
+        }
     }
 }
 
@@ -257,6 +258,7 @@ pub(crate) fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report>
                 .clamp(Duration::from_millis(20), Duration::from_millis(500)),
             duration: options.duration,
         };
+        let neighbours = Neighbours::watch(cores);
         let outcomes = measure(
             &row,
             &workload,
@@ -271,13 +273,14 @@ pub(crate) fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report>
                 Ok(())
             },
         )?;
+        let others = neighbours.share();
         if outcomes.is_empty() {
             notes.push(format!(
                 "{}: skipped, nobody is there to be measured",
                 row.name()
             ));
         } else {
-            reports.push(RowReport::new(row, outcomes));
+            reports.push(RowReport::new(row, others, outcomes));
         }
         progress.inc(1);
     }

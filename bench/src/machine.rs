@@ -1,7 +1,7 @@
 //! The machine and the day, without which figures of two runs cannot be compared.
 
 use crate::placement::Cpus;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nix::sys::utsname::uname;
 use serde::Serialize;
 use std::fs;
@@ -23,8 +23,6 @@ pub(crate) struct Machine {
     pub(crate) cpus: usize,
     /// Those it does use.
     pub(crate) used: Cpus,
-    /// The load average of the minute before the run, in threads: who else was there.
-    pub(crate) load: f64,
     /// Version of this program.
     pub(crate) parapet: &'static str,
 }
@@ -52,12 +50,6 @@ impl Machine {
                 .is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
             cpus: available_parallelism()?.get(),
             used,
-            load: fs::read_to_string("/proc/loadavg")?
-                .split_whitespace()
-                .next()
-                .unwrap_or_default()
-                .parse()
-                .context("/proc/loadavg")?,
             parapet: env!("CARGO_PKG_VERSION"),
         })
     }

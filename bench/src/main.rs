@@ -23,6 +23,7 @@ mod contender;
 mod disk;
 mod machine;
 mod measure;
+mod neighbours;
 mod peers;
 mod placement;
 mod report;

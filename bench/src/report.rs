@@ -36,6 +36,8 @@ pub(crate) struct RowReport {
     name: String,
     #[serde(flatten)]
     row: Row,
+    /// The share of the row's CPUs, 0 to 1, that was taken by others while it was measured.
+    others: Option<f64>,
     results: Vec<Outcome>,
     ratios: Vec<Ratio>,
 }
@@ -91,11 +93,11 @@ pub(crate) struct Ratio {
 
 impl RowReport {
     /// Compares every contender with those of lower standing.
-    pub(crate) fn new(row: Row, mut results: Vec<Outcome>) -> Self {
+    pub(crate) fn new(row: Row, others: Option<f64>, mut results: Vec<Outcome>) -> Self {
         results.sort_by_key(|outcome| outcome.standing);
         let name = row.name();
         let mut ratios = Vec::new();
-        for metric in row.headline() {
+        for &metric in row.headline() {
             for contender in &results {
                 for against in &results {
                     if contender.standing < against.standing {
@@ -107,6 +109,7 @@ impl RowReport {
         Self {
             name,
             row,
+            others,
             results,
             ratios,
         }
@@ -168,7 +171,7 @@ mod tests {
         let row = rows()
             .into_iter()
             .find(|r| r.name() == "null/randread-4k/qd1/same-core");
-        RowReport::new(row.unwrap(), results)
+        RowReport::new(row.unwrap(), None, results)
     }
 
     #[test]
@@ -181,6 +184,7 @@ mod tests {
         let pairs: Vec<_> = report
             .ratios
             .iter()
+            .filter(|r| r.metric == Metric::MeanNs)
             .map(|r| (r.contender, r.against, r.ratio))
             .collect();
         assert_eq!(
@@ -217,11 +221,12 @@ mod tests {
             outcome("parapet", Standing::Ours, 1.0, Some(1.0)),
             outcome("qemu-storage-daemon", Standing::Peer, 1.0, None),
         ]);
+        assert!(!report.ratios.is_empty());
         assert!(
             report
                 .ratios
                 .iter()
-                .all(|ratio| ratio.metric == Metric::MeanNs)
+                .all(|ratio| ratio.metric != Metric::CpuNsPerIo)
         );
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct VhostQueue {
 impl VhostQueue {
     /// Connects to the device's socket and sets up one queue and the buffers for a workload.
     pub(super) fn connect(socket: &str, workload: &Workload, polls: bool) -> Result<Self> {
+        // With the event index the daemon is notified ten times less on the same core, and takes
+        // half the CPU time; without it, it does better only when split and evented, deep queue.
         let features = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
         let mut transport: Box<VirtioBlkTransport> = Box::new(
             VhostUser::new(socket, features.bits()).context("the vhost-user handshake failed")?,

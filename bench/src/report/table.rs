@@ -7,8 +7,8 @@ use crate::peers::Program;
 use crate::placement::Placement;
 use std::fmt::Write;
 
-/// A load average above which somebody else was using the CPUs.
-const BUSY: f64 = 0.5;
+/// The share of the CPUs taken by others above which a row is not to be trusted.
+const BUSY: f64 = 0.05;
 
 impl Report {
     /// Everything as text: the machine, the figures, the ratios, what is missing.
@@ -63,12 +63,15 @@ impl Report {
         {
             text.push_str("Our own halves did not take part: only the peers were measured.\n");
         }
-        if machine.load > BUSY {
-            let _ = writeln!(
-                text,
-                "The machine was not idle (load {:.2} at the start): trust the ratios.",
-                machine.load
-            );
+        for row in &self.rows {
+            if let Some(share) = row.others.filter(|&share| share > BUSY) {
+                let _ = writeln!(
+                    text,
+                    "{}: others took {:.0} % of its CPUs; measure it again when they are idle.",
+                    row.name,
+                    share * 100.0
+                );
+            }
         }
         for note in &self.notes {
             let _ = writeln!(text, "{note}");
