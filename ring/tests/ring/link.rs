@@ -140,8 +140,9 @@ fn an_event_without_an_entry_wakes_nobody_for_good() {
     assert_eq!(back.poll_ready(&mut cx), Poll::Ready(Ok(())));
 }
 
-/// A peer that notifies faster than we can look.
-struct Storm;
+/// A peer that notifies faster than we can look; it counts how often we do.
+#[derive(Default)]
+struct Storm(AtomicUsize);
 
 impl Channel for Storm {
     fn port(&self) -> Port {
@@ -151,6 +152,8 @@ impl Channel for Storm {
     fn notify(&self) {}
 
     fn poll_wait(&self, _: &mut Context<'_>) -> Poll<()> {
+        let polls = self.0.fetch_add(1, Ordering::SeqCst);
+        assert!(polls < 10, "still at it within one poll");
         Poll::Ready(())
     }
 
@@ -166,7 +169,7 @@ impl Channel for Storm {
 #[test]
 fn a_storm_of_events_does_not_keep_a_task_from_yielding() {
     let (_, back, _) = pair(1, 0);
-    let mut back = Link::new(back, Storm);
+    let mut back = Link::new(back, Storm::default());
     let wakes = Arc::new(Wakes::default());
     let waker = Waker::from(wakes.clone());
     assert!(
