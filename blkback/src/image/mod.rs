@@ -94,7 +94,7 @@ impl Sectors {
     }
 
     /// The run's length in bytes.
-    fn bytes(self) -> usize {
+    pub(crate) fn bytes(self) -> usize {
         self.count as usize * SECTOR_SIZE
     }
 }

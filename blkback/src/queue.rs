@@ -1,0 +1,543 @@
+//! One queue: a ring, the guest's pages, an engine on the image, and the task that joins them.
+//!
+//! ```text
+//!            take, check          start               kick, once a batch
+//!   ring ───────────────► pool ─────────► image ────────────────────────► kernel
+//!    ▲                                      │
+//!    └──── publish, once ◄── push ◄─────────┴ complete
+//! ```
+//!
+//! A turn of the task does all of that for as many requests as there are. When there is nothing to
+//! do it asks both sides to wake it (the ring's `req_event`; the image's descriptor is always
+//! armed), and sleeps.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use parapet_hypervisor::seam::{Access, Backend, Channel, Instant, MapError, yield_now};
+use parapet_ring::{Back, Peer, TooSmall, Violation};
+use parapet_xen_sys::DomId;
+use parapet_xen_sys::io::blkif::{Segment, Status};
+
+use crate::grants::{Buffer, Missing, PERSISTENT_PAGES, Pool};
+use crate::image::{Completion, Image, ImageQueue, Job, Limits, Operation, Submitted};
+use crate::limit::Limit;
+use crate::request::{Disk, Layout, Refusal, Request, Slot, Transfer, check};
+use crate::stats::{Kind, QueueStats};
+
+/// The image that disks of place `P` are kept in.
+pub type ImageOf<P> = dyn Image<Buffer<<P as parapet_hypervisor::seam::Grants>::Mapping>>;
+
+/// Turns with work after which other tasks get theirs, and a wish to stop is heard.
+const TURNS: u32 = 8;
+
+/// Events without a request that are put up with in a row. An honest frontend sends one now and
+/// then: for a request that was found before the event was.
+const PATIENCE: u32 = 8;
+
+/// How long events are held back from a frontend that goes on sending them for nothing (XSA-332,
+/// XSA-391): twice as long each time, from the first to the second.
+const BACKOFF: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(100));
+
+/// What a queue is made of.
+pub struct QueueSetup<P: Backend> {
+    /// Where we run.
+    pub place: P,
+    /// Whose disk it is.
+    pub peer: DomId,
+    /// The ring's pages.
+    pub ring: Peer<P::Mapping>,
+    /// Our end of the frontend's event channel.
+    pub channel: P::Channel,
+    /// The disk's image.
+    pub image: Arc<ImageOf<P>>,
+    /// Whether the frontend has persistent grants.
+    pub persistent: bool,
+    /// How long to look for requests before sleeping.
+    pub poll: Duration,
+    /// Where to count.
+    pub stats: Arc<QueueStats>,
+}
+
+/// Why a queue cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The frontend broke the ring.
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    /// The frontend's ring has no slot.
+    #[error(transparent)]
+    TooSmall(#[from] TooSmall),
+    /// The host failed us.
+    #[error("the disk's image: {0}")]
+    Image(#[from] io::Error),
+}
+
+/// A queue whose frontend lays out its slots as `L` says.
+pub struct Queue<P: Backend, L: Layout> {
+    // Fields are dropped in this order: first all I/O ends, then its memory goes.
+    image: Box<dyn ImageQueue<Buffer<P::Mapping>>>,
+    pool: Pool<P>,
+    ring: Back<Peer<P::Mapping>, L::Slot, L::Response>,
+    channel: P::Channel,
+    /// An event when the image has completions; none if it never makes us wait.
+    interrupt: Option<P::Channel>,
+    place: P,
+    disk: Disk,
+    /// By tag: what is being done. As many as the ring has slots, so there is always a free one.
+    requests: Box<[InFlight]>,
+    free: Vec<u32>,
+    /// Requests of this batch whose pages are not mapped yet.
+    deferred: Vec<(u32, Slot)>,
+    /// Jobs for which the image had no room.
+    waiting: Vec<Job<Buffer<P::Mapping>>>,
+    /// Whether the image was given jobs since it was last kicked.
+    unkicked: bool,
+    /// Responses that were made since the last were published.
+    unpublished: bool,
+    poll: Duration,
+    stats: Arc<QueueStats>,
+    complaints: Limit,
+}
+
+/// A request that was taken and not answered.
+#[derive(Debug, Clone, Copy)]
+struct InFlight {
+    id: u64,
+    operation: u8,
+    since: Instant,
+    bytes: usize,
+    does: Does,
+}
+
+/// What is being done for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Does {
+    Read,
+    Write,
+    /// The data of a flush are written; the flush itself is yet to come.
+    WriteThenFlush,
+    Flush,
+}
+
+impl Does {
+    fn counted_in(self, stats: &QueueStats) -> &Kind {
+        match self {
+            Does::Read => &stats.reads,
+            Does::Write => &stats.writes,
+            Does::WriteThenFlush | Does::Flush => &stats.flushes,
+        }
+    }
+}
+
+/// What ended a wait.
+enum Wake {
+    /// There are requests or completions.
+    Work,
+    /// The frontend sent an event for nothing.
+    Spurious,
+    /// The device wants the queue to end.
+    Stop,
+}
+
+impl<P: Backend, L: Layout> Queue<P, L> {
+    /// Takes up the frontend's ring: at its beginning, or where a backend before us left it.
+    ///
+    /// # Errors
+    /// The ring is too small, or the host does not give what the image needs.
+    pub fn new(setup: QueueSetup<P>) -> Result<Self, QueueError> {
+        let QueueSetup {
+            place,
+            peer,
+            ring,
+            channel,
+            image,
+            persistent,
+            poll,
+            stats,
+        } = setup;
+        let ring = Back::<_, L::Slot, L::Response>::resume(ring)?;
+        let slots = ring.slots();
+        let persistent = if persistent { PERSISTENT_PAGES } else { 0 };
+        let queue = image.open_queue(Limits {
+            depth: u16::try_from(slots).unwrap_or(u16::MAX),
+            segments: parapet_xen_sys::io::blkif::MAX_SEGMENTS_PER_REQUEST,
+            buffers: persistent,
+        })?;
+        let interrupt = match queue.descriptor() {
+            Some(descriptor) => Some(place.bind_descriptor(descriptor)?),
+            None => None,
+        };
+        let nothing = InFlight {
+            id: 0,
+            operation: 0,
+            since: Instant::default(),
+            bytes: 0,
+            does: Does::Flush,
+        };
+        Ok(Queue {
+            image: queue,
+            pool: Pool::new(place.clone(), peer, persistent),
+            ring,
+            channel,
+            interrupt,
+            disk: Disk {
+                sectors: image.sectors(),
+                read_only: image.read_only(),
+            },
+            requests: vec![nothing; slots as usize].into(),
+            free: (0..slots).rev().collect(),
+            deferred: Vec::new(),
+            waiting: Vec::new(),
+            unkicked: false,
+            unpublished: false,
+            poll,
+            stats,
+            complaints: Limit::new(format!("domain {peer}")),
+            place,
+        })
+    }
+
+    /// Serves the ring until `stop` is ready, then answers what it has taken.
+    ///
+    /// # Errors
+    /// The frontend broke the ring, or the host failed. What is in flight is waited for, and not
+    /// answered.
+    pub async fn run(mut self, stop: impl Future<Output = ()> + Send) -> Result<(), QueueError> {
+        let mut stop = pin!(stop);
+        let mut polling_until = None;
+        let mut turns = 0;
+        let mut spurious = 0;
+        loop {
+            if self.turn()? {
+                spurious = 0;
+                polling_until = None;
+                turns += 1;
+                if turns % TURNS == 0 {
+                    yield_now().await;
+                    if is_ready(stop.as_mut()).await {
+                        break;
+                    }
+                }
+                continue;
+            }
+            if self.unkicked || !self.waiting.is_empty() {
+                // The host is short of something for a moment.
+                yield_now().await;
+                continue;
+            }
+            if !self.poll.is_zero() {
+                let now = self.place.now();
+                if now < *polling_until.get_or_insert_with(|| now.after(self.poll)) {
+                    yield_now().await;
+                    continue;
+                }
+            }
+            self.stats.sleeps.add(1);
+            match poll_fn(|cx| self.poll_wake(stop.as_mut(), cx)).await? {
+                Wake::Work => {}
+                Wake::Stop => break,
+                Wake::Spurious => {
+                    spurious += 1;
+                    self.stats.spurious.add(1);
+                    self.hold_back(spurious).await;
+                }
+            }
+        }
+        self.drain().await
+    }
+
+    /// Does all that there is to do. Whether there was anything.
+    fn turn(&mut self) -> Result<bool, QueueError> {
+        let taken = self.take()?;
+        let completed = self.finish_some()?;
+        Ok(taken || completed)
+    }
+
+    /// Does all that there is to do for requests that were taken. Whether any ended.
+    fn finish_some(&mut self) -> Result<bool, QueueError> {
+        let completed = self.complete();
+        for job in std::mem::take(&mut self.waiting) {
+            self.submit(job);
+        }
+        if self.unkicked {
+            match self.image.kick() {
+                Ok(()) => self.unkicked = false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if self.unpublished {
+            // Before the frontend learns that it may end its grants.
+            self.pool.settle();
+            self.unpublished = false;
+            if self.ring.publish() {
+                self.stats.notifications.add(1);
+                self.channel.notify();
+            }
+        }
+        Ok(completed)
+    }
+
+    /// Takes the requests of one batch, and starts them.
+    fn take(&mut self) -> Result<bool, Violation> {
+        // Not more than an honest frontend can have: one that adds as fast as we take must not
+        // keep us here.
+        let batch = self.ring.slots();
+        let mut now = None;
+        for _ in 0..batch {
+            let Some(&tag) = self.free.last() else {
+                break;
+            };
+            let Some(slot) = self.ring.take()? else {
+                break;
+            };
+            self.free.pop();
+            let slot = L::read(slot);
+            let since = *now.get_or_insert_with(|| self.place.now());
+            if let Some(request) = self.requests.get_mut(tag as usize) {
+                *request = InFlight {
+                    id: slot.id,
+                    operation: slot.operation,
+                    since,
+                    bytes: 0,
+                    does: Does::Flush,
+                };
+            }
+            if let Err(Missing::Unmapped) = self.start(tag, &slot) {
+                self.deferred.push((tag, slot));
+            }
+        }
+        self.map_and_start();
+        Ok(now.is_some())
+    }
+
+    /// Maps the pages of the requests that had to wait for that, and starts them.
+    fn map_and_start(&mut self) {
+        if self.deferred.is_empty() {
+            return;
+        }
+        let mut deferred = std::mem::take(&mut self.deferred);
+        let disk = self.disk;
+        let wanted = deferred.iter().flat_map(|(_, slot)| {
+            let (segments, access) = match check(slot, &disk) {
+                Ok(Request::Read(transfer)) => (transfer.segments, Access::ReadWrite),
+                Ok(Request::Write(transfer) | Request::Flush(Some(transfer))) => {
+                    (transfer.segments, Access::ReadOnly)
+                }
+                Ok(Request::Flush(None)) | Err(_) => (&[] as &[Segment], Access::ReadOnly),
+            };
+            segments.iter().map(move |segment| (segment.gref, access))
+        });
+        let mapped = self.pool.map(wanted, &mut *self.image);
+        self.stats.maps.add(mapped as u64);
+        for (tag, slot) in deferred.drain(..) {
+            if let Err(missing) = self.start(tag, &slot) {
+                self.unmappable(tag, missing);
+            }
+        }
+        self.deferred = deferred;
+    }
+
+    /// Starts a request, answers it if it is refused, or says which memory is missing.
+    fn start(&mut self, tag: u32, slot: &Slot) -> Result<(), Missing> {
+        let (does, transfer) = match check(slot, &self.disk) {
+            Ok(Request::Read(transfer)) => (Does::Read, transfer),
+            Ok(Request::Write(transfer)) => (Does::Write, transfer),
+            Ok(Request::Flush(Some(transfer))) => (Does::WriteThenFlush, transfer),
+            Ok(Request::Flush(None)) => {
+                let lease = self.pool.empty();
+                self.submit(Job {
+                    tag,
+                    operation: Operation::Flush,
+                    lease,
+                });
+                return Ok(());
+            }
+            Err(refusal) => {
+                self.refuse(tag, refusal);
+                return Ok(());
+            }
+        };
+        let Transfer { sectors, segments } = transfer;
+        if let Some(request) = self.requests.get_mut(tag as usize) {
+            request.does = does;
+            request.bytes = sectors.bytes();
+        }
+        let (access, operation) = match does {
+            Does::Read => (Access::ReadWrite, Operation::Read(sectors)),
+            _ => (Access::ReadOnly, Operation::Write(sectors)),
+        };
+        let lease = match self.pool.buffer(segments, access) {
+            Err(refused @ Missing::Refused(_)) => {
+                self.unmappable(tag, refused);
+                return Ok(());
+            }
+            buffer => buffer?,
+        };
+        self.submit(Job {
+            tag,
+            operation,
+            lease,
+        });
+        Ok(())
+    }
+
+    fn submit(&mut self, job: Job<Buffer<P::Mapping>>) {
+        match self.image.submit(job) {
+            Submitted::Started => self.unkicked = true,
+            Submitted::Done(completion) => self.finish(completion, None),
+            Submitted::Full(job) => self.waiting.push(job),
+        }
+    }
+
+    /// Takes what the image has completed. Whether that was anything.
+    fn complete(&mut self) -> bool {
+        let mut now = None;
+        while let Some(completion) = self.image.complete() {
+            let now = *now.get_or_insert_with(|| self.place.now());
+            self.finish(completion, Some(now));
+        }
+        now.is_some()
+    }
+
+    /// Answers a request whose job is over, or begins its second part.
+    fn finish(&mut self, completion: Completion<Buffer<P::Mapping>>, now: Option<Instant>) {
+        let Completion { tag, result, lease } = completion;
+        let Some(request) = self.requests.get_mut(tag as usize) else {
+            return self.pool.recycle(lease);
+        };
+        if request.does == Does::WriteThenFlush && result.is_ok() {
+            request.does = Does::Flush;
+            return self.submit(Job {
+                tag,
+                operation: Operation::Flush,
+                lease,
+            });
+        }
+        self.pool.recycle(lease);
+        let request = *request;
+        let kind = request.does.counted_in(&self.stats);
+        match result {
+            Ok(()) => {
+                let now = now.unwrap_or_else(|| self.place.now());
+                kind.operations.add(1);
+                kind.bytes.add(request.bytes as u64);
+                kind.latencies.record(now.since(request.since));
+                self.respond(tag, Status::OKAY);
+            }
+            Err(error) => {
+                kind.errors.add(1);
+                let what = match request.does {
+                    Does::Read => "read",
+                    Does::Write | Does::WriteThenFlush => "write",
+                    Does::Flush => "flush",
+                };
+                self.complaints.warn(self.place.now(), || {
+                    format!("a {what} of {} bytes failed: {error}", request.bytes)
+                });
+                self.respond(tag, Status::ERROR);
+            }
+        }
+    }
+
+    fn refuse(&mut self, tag: u32, refusal: Refusal) {
+        self.stats.refused.add(1);
+        let now = self.place.now();
+        self.complaints
+            .debug(now, || format!("a request was refused: {refusal}"));
+        self.respond(tag, refusal.status());
+    }
+
+    fn unmappable(&mut self, tag: u32, missing: Missing) {
+        let Some(request) = self.requests.get(tag as usize) else {
+            return;
+        };
+        request.does.counted_in(&self.stats).errors.add(1);
+        let now = self.place.now();
+        match missing {
+            Missing::Refused(error) if MapError::is_peers_fault(&error) => {
+                self.complaints.debug(now, || error.to_string());
+            }
+            Missing::Refused(error) => self.complaints.warn(now, || error.to_string()),
+            Missing::Unmapped => self.complaints.warn(now, || "a page was not mapped"),
+        }
+        self.respond(tag, Status::ERROR);
+    }
+
+    fn respond(&mut self, tag: u32, status: Status) {
+        if let Some(request) = self.requests.get(tag as usize) {
+            let response = L::response(request.id, request.operation, status);
+            let pushed = self.ring.push(&response);
+            debug_assert!(
+                pushed.is_ok(),
+                "a request that was taken has room for its answer"
+            );
+            self.free.push(tag);
+            self.unpublished = true;
+        }
+    }
+
+    /// Ready when there may be work, or none ever again.
+    fn poll_wake(
+        &mut self,
+        stop: std::pin::Pin<&mut impl Future<Output = ()>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Wake, QueueError>> {
+        if stop.poll(cx).is_ready() {
+            return Poll::Ready(Ok(Wake::Stop));
+        }
+        if self.ring.arm()? {
+            return Poll::Ready(Ok(Wake::Work));
+        }
+        if self.channel.poll_wait(cx).is_ready() {
+            let wake = match self.ring.arm()? {
+                true => Wake::Work,
+                false => Wake::Spurious,
+            };
+            return Poll::Ready(Ok(wake));
+        }
+        self.poll_interrupt(cx).map(|()| Ok(Wake::Work))
+    }
+
+    fn poll_interrupt(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &self.interrupt {
+            Some(interrupt) => interrupt.poll_wait(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Keeps away for a while from a frontend that sends events for nothing.
+    async fn hold_back(&mut self, spurious: u32) {
+        if let Some(times) = spurious.checked_sub(PATIENCE) {
+            let (first, longest) = BACKOFF;
+            let pause = first.saturating_mul(1 << times.min(16)).min(longest);
+            self.channel.mask();
+            self.place.sleep(pause).await;
+            self.channel.unmask();
+        } else {
+            yield_now().await;
+        }
+    }
+
+    /// Answers everything that was taken, and takes no more.
+    async fn drain(mut self) -> Result<(), QueueError> {
+        while self.ring.unanswered() > 0 {
+            if self.finish_some()? || self.unkicked || !self.waiting.is_empty() {
+                yield_now().await;
+            } else if self.ring.unanswered() > 0 {
+                poll_fn(|cx| self.poll_interrupt(cx)).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether `future` is ready now.
+async fn is_ready(mut future: std::pin::Pin<&mut impl Future<Output = ()>>) -> bool {
+    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_ready())).await
+}

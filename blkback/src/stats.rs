@@ -1,0 +1,161 @@
+//! What a queue did, readable while it runs.
+//!
+//! A queue alone writes its numbers, so an update is a plain load and store, without the price of
+//! a locked instruction; anybody may read them at any time.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+/// A number that one task counts and others read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `more`. For the one who counts only.
+    #[inline]
+    pub(crate) fn add(&self, more: u64) {
+        let now = self.0.load(Ordering::Relaxed);
+        self.0.store(now.wrapping_add(more), Ordering::Relaxed);
+    }
+
+    /// What was counted so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Latencies, in buckets at most 1/16 wide of what they hold.
+#[derive(Debug)]
+pub struct Latencies(Box<[Counter]>);
+
+/// Buckets for each power of two.
+const STEPS: u64 = 16;
+/// Bits in which the bucket's number within a power of two is told.
+const STEP_BITS: u32 = STEPS.trailing_zeros();
+/// Powers of two: up to 2^40 ns, eighteen minutes.
+const POWERS: usize = 37;
+
+impl Default for Latencies {
+    fn default() -> Self {
+        let count = POWERS * STEPS as usize;
+        Latencies((0..count).map(|_| Counter::default()).collect())
+    }
+}
+
+impl Latencies {
+    #[inline]
+    fn bucket(nanos: u64) -> usize {
+        // Below STEPS a bucket a nanosecond; above, the leading bit and STEP_BITS more.
+        let shift = (63 - (nanos | STEPS).leading_zeros()) - STEP_BITS;
+        (u64::from(shift) * STEPS + (nanos >> shift)) as usize
+    }
+
+    /// The middle of a bucket.
+    fn middle(bucket: usize) -> u64 {
+        let bucket = bucket as u64;
+        if bucket < STEPS {
+            return bucket;
+        }
+        let shift = bucket / STEPS - 1;
+        ((bucket % STEPS + STEPS) << shift) + (1 << shift) / 2
+    }
+
+    #[inline]
+    pub(crate) fn record(&self, latency: Duration) {
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = Self::bucket(nanos).min(self.0.len() - 1);
+        if let Some(counter) = self.0.get(bucket) {
+            counter.add(1);
+        }
+    }
+
+    /// Adds what was recorded to a histogram of nanoseconds; what it cannot hold counts as the
+    /// longest that it can.
+    pub fn add_to(&self, histogram: &mut Histogram<u64>) {
+        for (bucket, counter) in self.0.iter().enumerate() {
+            let count = counter.get();
+            let nanos = Self::middle(bucket);
+            if count > 0 && histogram.record_n(nanos, count).is_err() {
+                histogram.saturating_record_n(nanos, count);
+            }
+        }
+    }
+}
+
+/// One kind of operation.
+#[derive(Debug, Default)]
+pub struct Kind {
+    /// How many succeeded.
+    pub operations: Counter,
+    /// Bytes in these.
+    pub bytes: Counter,
+    /// How many failed, by the host's fault or because memory could not be mapped.
+    pub errors: Counter,
+    /// From when a request was taken off the ring until its response was made.
+    pub latencies: Latencies,
+}
+
+/// What one queue did since its device was made.
+#[derive(Debug, Default)]
+pub struct QueueStats {
+    /// Reads.
+    pub reads: Kind,
+    /// Writes.
+    pub writes: Kind,
+    /// Flushes.
+    pub flushes: Kind,
+    /// Requests that asked for what cannot be.
+    pub refused: Counter,
+    /// Notifications sent to the frontend.
+    pub notifications: Counter,
+    /// How often the queue went to sleep.
+    pub sleeps: Counter,
+    /// Events that brought no request.
+    pub spurious: Counter,
+    /// Grants that had to be mapped.
+    pub maps: Counter,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn percentiles_come_out_as_they_went_in() {
+        let latencies = Latencies::default();
+        for micros in 1..=1000 {
+            latencies.record(Duration::from_micros(micros));
+        }
+        let mut histogram = Histogram::new(3).unwrap();
+        latencies.add_to(&mut histogram);
+        assert_eq!(histogram.len(), 1000);
+        for (percentile, nanos) in [(50.0, 500_000), (99.0, 990_000)] {
+            let seen = histogram.value_at_percentile(percentile);
+            assert!(seen.abs_diff(nanos) <= nanos / 16, "{percentile}: {seen}");
+        }
+    }
+
+    #[test]
+    fn the_longest_latency_has_a_bucket() {
+        let latencies = Latencies::default();
+        latencies.record(Duration::MAX);
+        latencies.record(Duration::ZERO);
+        let mut histogram = Histogram::new(3).unwrap();
+        latencies.add_to(&mut histogram);
+        assert_eq!(histogram.len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn a_bucket_is_near_what_it_holds(nanos in 0u64..1 << 40) {
+            let bucket = Latencies::bucket(nanos);
+            prop_assert!(bucket < POWERS * STEPS as usize);
+            let middle = Latencies::middle(bucket);
+            prop_assert!(middle.abs_diff(nanos) <= nanos / STEPS, "{} {}", bucket, middle);
+        }
+    }
+}

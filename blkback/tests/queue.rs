@@ -1,0 +1,472 @@
+//! A queue against a frontend that is no more than a ring: honest, and not.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_channel::oneshot;
+use parapet_blkback::image::{Access as Use, FileImage, MemoryImage, NullImage, SECTOR_SIZE};
+use parapet_blkback::queue::{ImageOf, Queue, QueueError, QueueSetup};
+use parapet_blkback::request::{Layout, X86_32, X86_64};
+use parapet_blkback::stats::QueueStats;
+use parapet_hypervisor::block_on;
+use parapet_hypervisor::loopback::{self, Domain, DomainConfig, Hypervisor};
+use parapet_hypervisor::memory::PAGE_SIZE;
+use parapet_hypervisor::seam::{Access, Channel, Events, Grant, Grants, Identity, Memory, Pages};
+use parapet_ring::{Front, Own, Peer};
+use parapet_xen_sys::GrantRef;
+use parapet_xen_sys::io::blkif::{self, Operation, Segment, Status, x86_32, x86_64};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A frontend's view of a layout.
+trait Wire: Layout {
+    type Request: IntoBytes + Immutable + Copy;
+    type Reply: FromBytes;
+    fn request(operation: u8, id: u64, sector: u64, segments: &[Segment]) -> Self::Request;
+    fn reply(reply: Self::Reply) -> (u64, Status);
+}
+
+macro_rules! wire {
+    ($layout:ident, $module:ident) => {
+        impl Wire for $layout {
+            type Request = $module::Request;
+            type Reply = $module::Response;
+
+            fn request(operation: u8, id: u64, sector: u64, segments: &[Segment]) -> Self::Request {
+                let mut seg = [Segment::default(); blkif::MAX_SEGMENTS_PER_REQUEST];
+                seg[..segments.len()].copy_from_slice(segments);
+                $module::Request {
+                    operation,
+                    nr_segments: segments.len() as u8,
+                    id,
+                    sector_number: sector,
+                    seg,
+                    ..Default::default()
+                }
+            }
+
+            fn reply(reply: Self::Reply) -> (u64, Status) {
+                (reply.id, reply.status)
+            }
+        }
+    };
+}
+
+wire!(X86_64, x86_64);
+wire!(X86_32, x86_32);
+
+const PAGES: usize = 64;
+
+struct Guest<W: Wire> {
+    ring: Front<Own<loopback::Pages>, W::Request, W::Reply>,
+    channel: loopback::Channel,
+    pages: loopback::Pages,
+    grant: Option<loopback::Grant>,
+    stats: Arc<QueueStats>,
+    stop: Option<oneshot::Sender<()>>,
+    outcome: oneshot::Receiver<Result<(), QueueError>>,
+    dom0: Domain,
+    guest: Domain,
+    ring_memory: loopback::Pages,
+    _ring_grant: loopback::Grant,
+    _hypervisor: Hypervisor,
+}
+
+/// A guest with `PAGES` granted pages and a queue on `image`.
+fn boot<W: Wire>(image: Arc<ImageOf<Domain>>, persistent: bool) -> Guest<W> {
+    let hypervisor = Hypervisor::new(loopback::Config::default()).unwrap();
+    let dom0 = hypervisor.create(DomainConfig::default()).unwrap();
+    let guest = hypervisor.create(DomainConfig::default()).unwrap();
+    let to_dom0 = |pages| guest.grant(pages, dom0.domid(), Access::ReadWrite).unwrap();
+
+    let ring_memory = guest.allocate(1).unwrap();
+    let ring_grant = to_dom0(&ring_memory);
+    let ring = Front::new(Own(ring_memory.clone())).unwrap();
+    let channel = guest.alloc_unbound(dom0.domid()).unwrap();
+    let pages = guest.allocate(PAGES).unwrap();
+    let grant = to_dom0(&pages);
+
+    let stats = Arc::new(QueueStats::default());
+    let mapped = dom0
+        .map(guest.domid(), ring_grant.refs(), Access::ReadWrite)
+        .unwrap();
+    let queue = Queue::<Domain, W>::new(QueueSetup {
+        place: dom0.clone(),
+        peer: guest.domid(),
+        ring: Peer::new(mapped).ok().unwrap(),
+        channel: dom0.bind(guest.domid(), channel.port()).unwrap(),
+        image,
+        persistent,
+        poll: Duration::ZERO,
+        stats: Arc::clone(&stats),
+    })
+    .unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (done, outcome) = oneshot::channel();
+    dom0.run(|_| async move {
+        let stop = async {
+            let _ = stopped.await;
+        };
+        let _ = done.send(queue.run(stop).await);
+    });
+    Guest {
+        ring,
+        channel,
+        pages,
+        grant: Some(grant),
+        stats,
+        stop: Some(stop),
+        outcome,
+        dom0,
+        guest,
+        ring_memory,
+        _ring_grant: ring_grant,
+        _hypervisor: hypervisor,
+    }
+}
+
+impl<W: Wire> Guest<W> {
+    fn gref(&self, page: usize) -> GrantRef {
+        self.grant.as_ref().unwrap().refs()[page]
+    }
+
+    /// Sectors `first` to `last` of each page.
+    fn segments(&self, pages: std::ops::Range<usize>, first: u8, last: u8) -> Vec<Segment> {
+        pages
+            .map(|page| Segment {
+                gref: self.gref(page),
+                first_sect: first,
+                last_sect: last,
+                ..Default::default()
+            })
+            .collect()
+    }
+
+    fn push(&mut self, operation: Operation, id: u64, sector: u64, segments: &[Segment]) {
+        let request = W::request(operation as u8, id, sector, segments);
+        self.ring.push(&request).unwrap();
+    }
+
+    fn publish(&mut self) {
+        if self.ring.publish() {
+            self.channel.notify();
+        }
+    }
+
+    fn reply(&mut self) -> (u64, Status) {
+        loop {
+            if let Some(reply) = self.ring.take().unwrap() {
+                return W::reply(reply);
+            }
+            if !self.ring.arm().unwrap() {
+                block_on(self.channel.wait());
+            }
+        }
+    }
+
+    fn run(&mut self, operation: Operation, sector: u64, segments: &[Segment]) -> Status {
+        self.push(operation, 42, sector, segments);
+        self.publish();
+        let (id, status) = self.reply();
+        assert_eq!(id, 42);
+        status
+    }
+
+    fn fill(&self, page: usize, byte: u8) {
+        let bytes = [byte; PAGE_SIZE];
+        self.pages
+            .view()
+            .write_bytes(page * PAGE_SIZE, &bytes)
+            .unwrap();
+    }
+
+    fn page(&self, page: usize) -> Vec<u8> {
+        let mut bytes = vec![0; PAGE_SIZE];
+        self.pages
+            .view()
+            .read_bytes(page * PAGE_SIZE, &mut bytes)
+            .unwrap();
+        bytes
+    }
+
+    fn stop(mut self) -> Result<(), QueueError> {
+        drop(self.stop.take());
+        block_on(&mut self.outcome).unwrap()
+    }
+}
+
+fn memory(sectors: u64) -> Arc<ImageOf<Domain>> {
+    Arc::new(MemoryImage::new(sectors, Use::ReadWrite).unwrap())
+}
+
+fn file(sectors: usize, access: Use) -> (Arc<ImageOf<Domain>>, File) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file()
+        .set_len((sectors * SECTOR_SIZE) as u64)
+        .unwrap();
+    let image = FileImage::open(file.path(), access).unwrap();
+    (Arc::new(image), file.into_file())
+}
+
+fn writes_and_reads_back<W: Wire>(persistent: bool) {
+    let (image, file) = file(4096, Use::ReadWrite);
+    let mut guest = boot::<W>(image, persistent);
+    for page in 0..11 {
+        guest.fill(page, page as u8 + 1);
+    }
+    let all = guest.segments(0..11, 0, 7);
+    assert_eq!(guest.run(Operation::Write, 1000, &all), Status::OKAY);
+    assert_eq!(guest.run(Operation::FlushDiskcache, 0, &[]), Status::OKAY);
+    let mut on_disk = vec![0; 11 * PAGE_SIZE];
+    file.read_exact_at(&mut on_disk, 1000 * SECTOR_SIZE as u64)
+        .unwrap();
+    for (page, bytes) in on_disk.chunks(PAGE_SIZE).enumerate() {
+        assert!(bytes.iter().all(|&byte| byte == page as u8 + 1));
+    }
+    // One sector, into the middle of a page; the rest of the page stays.
+    let one = guest.segments(20..21, 3, 3);
+    guest.fill(20, 0xee);
+    assert_eq!(guest.run(Operation::Read, 1008, &one), Status::OKAY);
+    let page = guest.page(20);
+    let (before, rest) = page.split_at(3 * SECTOR_SIZE);
+    let (sector, after) = rest.split_at(SECTOR_SIZE);
+    assert!(sector.iter().all(|&byte| byte == 2));
+    assert!(before.iter().chain(after).all(|&byte| byte == 0xee));
+
+    assert_eq!(guest.stats.writes.operations.get(), 1);
+    assert_eq!(guest.stats.writes.bytes.get(), 11 * 4096);
+    assert_eq!(guest.stats.reads.bytes.get(), 512);
+    assert_eq!(guest.stats.flushes.operations.get(), 1);
+    let kept = if persistent { 12 } else { 0 };
+    assert_eq!(guest.dom0.mappings(), kept + 1, "and the ring");
+    guest.stop().unwrap();
+}
+
+#[test]
+fn what_is_written_is_on_the_disk_and_is_read_back() {
+    writes_and_reads_back::<X86_64>(true);
+}
+
+#[test]
+fn a_frontend_without_persistent_grants_is_served_and_nothing_stays_mapped() {
+    writes_and_reads_back::<X86_64>(false);
+}
+
+#[test]
+fn a_frontend_of_the_other_layout_is_served() {
+    writes_and_reads_back::<X86_32>(true);
+}
+
+#[test]
+fn a_full_ring_of_requests_is_answered_with_few_notifications() {
+    let mut guest = boot::<X86_64>(memory(4096), true);
+    let slots = guest.ring.slots();
+    let rounds = 50;
+    for round in 0..rounds {
+        for id in 0..slots {
+            let page = id as usize;
+            guest.fill(page, (round + id) as u8);
+            let segments = guest.segments(page..page + 1, 0, 7);
+            guest.push(Operation::Write, id.into(), u64::from(id) * 8, &segments);
+        }
+        guest.publish();
+        let mut seen = vec![false; slots as usize];
+        for _ in 0..slots {
+            let (id, status) = guest.reply();
+            assert_eq!(status, Status::OKAY);
+            assert!(!std::mem::replace(&mut seen[id as usize], true));
+        }
+    }
+    assert_eq!(
+        guest.stats.writes.operations.get(),
+        u64::from(slots * rounds)
+    );
+    assert_eq!(guest.stats.maps.get(), u64::from(slots), "each page once");
+    // The frontend asks for an event whenever it sleeps; a batch brings one, not thirty-two.
+    assert!(guest.stats.notifications.get() <= u64::from(slots * rounds / 4));
+    guest.stop().unwrap();
+}
+
+#[test]
+fn requests_in_flight_on_a_file_complete_out_of_each_others_way() {
+    let (image, file) = file(8 * 4096, Use::ReadOnly);
+    for block in 0..4096u64 {
+        // The image is open read-only, the file is not.
+        file.write_all_at(&block.to_le_bytes(), block * 4096)
+            .unwrap();
+    }
+    let mut guest = boot::<X86_64>(image, true);
+    let slots = u64::from(guest.ring.slots());
+    let mut expected = vec![None; slots as usize];
+    let (mut next, mut done) = (0, 0);
+    let mut free: Vec<u64> = (0..slots).collect();
+    while done < 2000 {
+        while next < 2000
+            && let Some(id) = free.pop()
+        {
+            let block = (next * 2_654_435_761) % 4096;
+            expected[id as usize] = Some(block);
+            let segments = guest.segments(id as usize..id as usize + 1, 0, 7);
+            guest.push(Operation::Read, id, block * 8, &segments);
+            next += 1;
+        }
+        guest.publish();
+        let (id, status) = guest.reply();
+        assert_eq!(status, Status::OKAY);
+        let block = expected[id as usize].take().expect("an id in flight");
+        let page = guest.page(id as usize);
+        assert_eq!(page[..8], block.to_le_bytes());
+        free.push(id);
+        done += 1;
+    }
+    assert_eq!(guest.stats.reads.errors.get(), 0);
+    guest.stop().unwrap();
+}
+
+#[test]
+fn a_stop_answers_what_was_taken() {
+    let (image, _file) = file(4096, Use::ReadWrite);
+    let mut guest = boot::<X86_64>(image, true);
+    // One request proves that the queue runs; the rest is under way when it is asked to stop.
+    let segments = guest.segments(0..1, 0, 7);
+    assert_eq!(guest.run(Operation::Read, 0, &segments), Status::OKAY);
+    for id in 0..20 {
+        guest.push(Operation::Write, id, id * 8, &segments);
+    }
+    guest.publish();
+    guest.stop.take();
+    block_on(&mut guest.outcome).unwrap().unwrap();
+    let mut answered = 0;
+    while let Some(reply) = guest.ring.take().unwrap() {
+        assert_eq!(X86_64::reply(reply).1, Status::OKAY);
+        answered += 1;
+    }
+    // Those that were taken; none of them half.
+    assert_eq!(guest.stats.writes.operations.get(), answered);
+    assert_eq!(guest.dom0.mappings(), 0);
+    assert_eq!(guest.guest.grants_in_use(), 0);
+}
+
+#[test]
+fn a_grant_can_be_ended_as_soon_as_the_response_is_seen() {
+    for persistent in [false, true] {
+        let mut guest = boot::<X86_64>(Arc::new(NullImage::new(1 << 20)), persistent);
+        for _ in 0..200 {
+            let page = guest.guest.allocate(1).unwrap();
+            let grant = guest
+                .guest
+                .grant(&page, guest.dom0.domid(), Access::ReadOnly)
+                .unwrap();
+            let segment = Segment {
+                gref: grant.refs()[0],
+                first_sect: 0,
+                last_sect: 7,
+                ..Default::default()
+            };
+            let status = guest.run(Operation::Write, 0, &[segment]);
+            if persistent {
+                // A persistent grant has to allow writing: this frontend lied, and is told so.
+                assert_eq!(status, Status::ERROR);
+            } else {
+                assert_eq!(status, Status::OKAY);
+            }
+            grant.end().unwrap();
+        }
+        guest.stop().unwrap();
+    }
+}
+
+#[test]
+fn a_bad_request_is_answered_and_the_next_is_served() {
+    let (image, _file) = file(4096, Use::ReadOnly);
+    let mut guest = boot::<X86_64>(image, true);
+    let good = guest.segments(0..1, 0, 7);
+    let mut foreign = good.clone();
+    foreign[0].gref = GrantRef(0x7fff_ffff);
+    let backwards = guest.segments(0..1, 5, 4);
+    let outside = guest.segments(0..1, 0, 8);
+    for (operation, sector, segments, status) in [
+        (Operation::Read, 4096, &good, Status::ERROR),
+        (Operation::Read, u64::MAX, &good, Status::ERROR),
+        (Operation::Read, 0, &foreign, Status::ERROR),
+        (Operation::Read, 0, &backwards, Status::ERROR),
+        (Operation::Read, 0, &outside, Status::ERROR),
+        (Operation::Write, 0, &good, Status::ERROR),
+        (Operation::Discard, 0, &good, Status::EOPNOTSUPP),
+        (Operation::Indirect, 0, &good, Status::EOPNOTSUPP),
+        (Operation::Reserved1, 0, &good, Status::EOPNOTSUPP),
+    ] {
+        assert_eq!(
+            guest.run(operation, sector, segments),
+            status,
+            "{operation:?}"
+        );
+        assert_eq!(guest.run(Operation::Read, 0, &good), Status::OKAY);
+    }
+    assert_eq!(guest.stats.refused.get(), 8);
+    assert_eq!(guest.stats.reads.errors.get(), 1);
+    guest.stop().unwrap();
+}
+
+#[test]
+fn a_host_that_fails_gives_an_error_and_never_a_success() {
+    let (image, file) = file(4096, Use::ReadWrite);
+    file.set_len(0).unwrap();
+    let mut guest = boot::<X86_64>(image, true);
+    let segments = guest.segments(0..2, 0, 7);
+    assert_eq!(guest.run(Operation::Read, 0, &segments), Status::ERROR);
+    assert_eq!(guest.stats.reads.errors.get(), 1);
+    assert_eq!(guest.stats.reads.operations.get(), 0);
+    guest.stop().unwrap();
+}
+
+#[test]
+fn a_ring_index_that_jumps_ends_the_queue_with_a_violation() {
+    let mut guest = boot::<X86_64>(memory(4096), true);
+    let segments = guest.segments(0..1, 0, 7);
+    assert_eq!(guest.run(Operation::Write, 0, &segments), Status::OKAY);
+    // `req_prod`, the ring's first word.
+    guest.ring_memory.view().write(0, &1_000_000u32).unwrap();
+    guest.channel.notify();
+    match block_on(&mut guest.outcome).unwrap() {
+        Err(QueueError::Violation(_)) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(guest.dom0.mappings(), 0, "nothing of the guest is kept");
+}
+
+#[test]
+fn a_storm_of_events_is_put_up_with_and_requests_still_come_through() {
+    let mut guest = boot::<X86_64>(memory(4096), true);
+    let segments = guest.segments(0..1, 0, 7);
+    for _ in 0..100 {
+        for _ in 0..1000 {
+            guest.channel.notify();
+        }
+        assert_eq!(guest.run(Operation::Write, 0, &segments), Status::OKAY);
+    }
+    guest.stop().unwrap();
+}
+
+#[test]
+fn garbage_in_every_slot_is_refused_and_brings_nobody_down() {
+    let mut guest = boot::<X86_64>(memory(4096), true);
+    let mut seed = 1u64;
+    let mut random = move || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 33) as u32
+    };
+    for _ in 0..2000 {
+        let words: [u32; 28] = std::array::from_fn(|_| random() >> (random() % 32));
+        let request: x86_64::Request = zerocopy::transmute!(words);
+        guest.ring.push(&request).unwrap();
+        guest.publish();
+        let (id, _) = guest.reply();
+        assert_eq!(id, request.id);
+    }
+    let segments = guest.segments(0..1, 0, 7);
+    assert_eq!(guest.run(Operation::Read, 0, &segments), Status::OKAY);
+    guest.stop().unwrap();
+}
