@@ -4,6 +4,7 @@
 pub mod grants;
 pub mod image;
 mod limit;
+pub mod negotiation;
 pub mod queue;
 pub mod request;
 pub mod stats;
