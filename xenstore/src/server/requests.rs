@@ -1,0 +1,245 @@
+//! What each request does.
+
+use alloc::borrow::Cow;
+use alloc::format;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use parapet_xen_sys::io::xs_wire::{Operation, PAYLOAD_MAX};
+use parapet_xen_sys::{DomId, Errno};
+
+use super::{Server, World};
+use crate::store::{ClientId, Event, Path, Special};
+use crate::wire::{self, Message, Request};
+use crate::{Permission, TransactionId};
+
+/// What goes back.
+enum Answer {
+    Payload(Cow<'static, [u8]>),
+    /// Done; and the watch's first event comes after the answer.
+    Watching(Event),
+}
+
+const DONE: Answer = Answer::Payload(Cow::Borrowed(wire::OK));
+
+fn text(text: impl ToString) -> Answer {
+    let mut payload = text.to_string().into_bytes();
+    payload.push(0);
+    Answer::Payload(payload.into())
+}
+
+/// Whether only the privileged may ask this.
+fn is_privileged(operation: Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Control
+            | Operation::Introduce
+            | Operation::Release
+            | Operation::IsDomainIntroduced
+            | Operation::Resume
+            | Operation::SetTarget
+    )
+}
+
+impl Server {
+    /// Answers one message. What it makes known to others is queued before the answer, as C
+    /// xenstored has it: once a client has its answer, the events are on their way.
+    pub(super) fn handle(&mut self, client: ClientId, message: &Message, world: &mut impl World) {
+        let &Message { req_id, tx_id, .. } = message;
+        let result = self.request(client, message, world);
+        self.deliver();
+        if self.access_log {
+            self.log(client, message, result.as_ref().err());
+        }
+        match (result, Operation::try_from(message.operation)) {
+            (Ok(Answer::Payload(payload)), Ok(operation)) => {
+                self.answer(client, operation, req_id, tx_id, &payload);
+            }
+            (Ok(Answer::Watching(first)), Ok(operation)) => {
+                self.answer(client, operation, req_id, tx_id, wire::OK);
+                self.tell(&first);
+            }
+            (Err(error), _) => {
+                let mut name = Vec::from(wire::error_name(error));
+                name.push(0);
+                self.answer(client, Operation::Error, req_id, tx_id, &name);
+            }
+            (Ok(_), Err(_)) => {}
+        }
+    }
+
+    fn log(&self, client: ClientId, message: &Message, error: Option<&Errno>) {
+        let peer = self
+            .connections
+            .get(&client)
+            .map(|connection| connection.peer);
+        let operation = Operation::try_from(message.operation);
+        let path = wire::strings(&message.payload).next().unwrap_or(&[]);
+        let path = path.escape_ascii();
+        log::info!(
+            "{peer:?} {operation:?} tx {} {path}: {error:?}",
+            message.tx_id
+        );
+    }
+
+    fn request(
+        &mut self,
+        client: ClientId,
+        message: &Message,
+        world: &mut impl World,
+    ) -> Result<Answer, Errno> {
+        let operation = Operation::try_from(message.operation).map_err(|_| Errno::ENOSYS)?;
+        if is_privileged(operation) && !self.store.caller(client)?.privileged {
+            return Err(Errno::EACCES);
+        }
+        let tx = match operation {
+            Operation::Watch | Operation::Unwatch | Operation::Control => TransactionId::NONE,
+            _ => TransactionId(message.tx_id),
+        };
+        if !self.store.has(client, tx) {
+            return Err(Errno::ENOENT);
+        }
+        let request = Request::parse(operation, &message.payload)?;
+        self.perform(client, tx, request, world)
+    }
+
+    fn perform(
+        &mut self,
+        client: ClientId,
+        tx: TransactionId,
+        request: Request<'_>,
+        world: &mut impl World,
+    ) -> Result<Answer, Errno> {
+        let store = &mut self.store;
+        let node = |path: &[u8]| store.path(client, path, Special::Refused);
+        match request {
+            Request::Read(path) => {
+                let path = node(path)?;
+                let value = store.read(client, tx, &path)?.value();
+                Ok(Answer::Payload(value.to_vec().into()))
+            }
+            Request::Directory(path) => {
+                let path = node(path)?;
+                let node = store.list(client, tx, &path)?;
+                if node.list_len() > PAYLOAD_MAX {
+                    return Err(Errno::E2BIG);
+                }
+                let names = node.names().flat_map(|name| name.bytes().chain([0]));
+                Ok(Answer::Payload(names.collect()))
+            }
+            Request::DirectoryPart { path, offset } => {
+                let path = node(path)?;
+                let part = store.list_part(client, tx, &path, offset, PAYLOAD_MAX)?;
+                Ok(Answer::Payload(part.into()))
+            }
+            Request::GetPerms(path) => {
+                let path = store.path(client, path, Special::Allowed)?;
+                let permissions = store.permissions(client, tx, &path)?;
+                let entries = permissions.entries().map(|entry| format!("{entry}\0"));
+                Ok(Answer::Payload(
+                    entries.flat_map(|text| text.into_bytes()).collect(),
+                ))
+            }
+            Request::Write { path, value } => {
+                let path = node(path)?;
+                store.write(client, tx, &path, value).map(|()| DONE)
+            }
+            Request::Mkdir(path) => {
+                let path = node(path)?;
+                store.mkdir(client, tx, &path).map(|()| DONE)
+            }
+            Request::Rm(path) => {
+                let path = node(path)?;
+                store.remove(client, tx, &path).map(|()| DONE)
+            }
+            Request::SetPerms { path, permissions } => {
+                let path = store.path(client, path, Special::Allowed)?;
+                self.set_permissions(client, tx, &path, &permissions, world)
+            }
+            Request::Watch { path, token, depth } => store
+                .watch(client, path, token, depth)
+                .map(Answer::Watching),
+            Request::Unwatch { path, token } => store.unwatch(client, path, token).map(|()| DONE),
+            Request::ResetWatches => {
+                store.reset(client);
+                Ok(DONE)
+            }
+            Request::TransactionStart if tx != TransactionId::NONE => Err(Errno::EBUSY),
+            Request::TransactionStart => store.begin(client).map(|id| text(id.0)),
+            Request::TransactionEnd { commit } => store.end(client, tx, commit).map(|()| DONE),
+            Request::GetDomainPath(domid) => Ok(text(Path::of_domain(domid))),
+            Request::IsDomainIntroduced(domid) => {
+                let introduced = domid == DomId::SELF || self.domains.contains_key(&domid);
+                Ok(text(if introduced { 'T' } else { 'F' }))
+            }
+            Request::Introduce { domid, port, .. } => {
+                let client = self.introduce(domid, port, world)?;
+                self.start_over(client);
+                world.restart(client);
+                Ok(DONE)
+            }
+            Request::Release(domid) => {
+                self.introduced_guest(domid)?;
+                self.release(domid, world);
+                Ok(DONE)
+            }
+            Request::Resume(domid) => {
+                self.introduced_guest(domid)?;
+                if let Some(domain) = self.domains.get_mut(&domid) {
+                    domain.shut_down = false;
+                }
+                Ok(DONE)
+            }
+            Request::SetTarget { domid, target } => {
+                let domain = self.domains.get(&domid).ok_or(Errno::ENOENT)?;
+                self.domains.get(&target).ok_or(Errno::ENOENT)?;
+                self.store.set_target(domain.client, target);
+                Ok(DONE)
+            }
+            Request::Control { command, arguments } => {
+                let answer = self.control(command, &arguments)?;
+                Ok(Answer::Payload(answer.into()))
+            }
+        }
+    }
+
+    /// Permissions may name domains that exist and were not heard of before: a toolstack writes a
+    /// domain's nodes first and introduces it then.
+    fn set_permissions(
+        &mut self,
+        client: ClientId,
+        tx: TransactionId,
+        path: &Path,
+        permissions: &[Permission],
+        world: &impl World,
+    ) -> Result<Answer, Errno> {
+        for domid in permissions.iter().map(|entry| entry.domid) {
+            if domid.is_domain() && !self.store.knows(domid) && world.exists(domid) {
+                self.store.know(domid);
+            }
+        }
+        self.store
+            .set_permissions(client, tx, path, permissions)
+            .map(|()| DONE)
+    }
+
+    /// Forgets all that a connection had in flight.
+    fn start_over(&mut self, client: ClientId) {
+        self.store.reset(client);
+        if let Some(connection) = self.connections.get_mut(&client) {
+            connection.input = wire::Decoder::default();
+            connection.output.clear();
+            connection.fault = None;
+        }
+    }
+
+    /// # Errors
+    /// `EINVAL` for domain 0, `ENOENT` for one that is not introduced.
+    fn introduced_guest(&self, domid: DomId) -> Result<(), Errno> {
+        match self.domains.get(&domid) {
+            _ if domid == DomId::ZERO => Err(Errno::EINVAL),
+            Some(_) => Ok(()),
+            None => Err(Errno::ENOENT),
+        }
+    }
+}

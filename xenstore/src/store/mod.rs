@@ -1,0 +1,611 @@
+//! The store: nodes, permissions, watches, transactions, quotas. A pure data structure.
+//!
+//! ```text
+//!                     live tree ── root ─┬─ tool
+//!   transaction 1                        └─ local ─ domain ─┬─ 0
+//!     base ─── shares every node ───────▶                   └─ 7 ─ device
+//!     tree ─── shares what it did not change
+//!     log  ─── what it saw and changed ──▶ commit: does what it saw still hold, node by node?
+//! ```
+//!
+//! A tree is immutable where it is shared: to begin a transaction is to clone two pointers, and
+//! the two trees drift apart as either is changed. A commit compares, for every node that the
+//! transaction looked at, the live tree with the one it began with; if all hold, its changes are
+//! made in the live tree, and its events are computed from them. So transactions that have nothing
+//! to do with each other never collide, and two that add siblings to one directory both succeed.
+//!
+//! The store knows its users as [`ClientId`]s, each with a [`Caller`]: on whose behalf it acts.
+//! Whatever an operation makes known to others is collected as [`Event`]s.
+//!
+//! Semantics follow C xenstored; the error of each operation is an [`Errno`] that the protocol can
+//! carry. The sources are `docs/misc/xenstore.txt` and `tools/xenstored/` of Xen.
+
+mod domains;
+#[cfg(test)]
+mod model;
+mod node;
+mod path;
+mod permissions;
+#[cfg(test)]
+mod tests;
+mod transaction;
+mod tree;
+mod watches;
+mod workspace;
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use parapet_xen_sys::{DomId, Errno};
+
+pub use domains::{Limits, Usage};
+pub use node::Node;
+pub use path::{Path, Special};
+pub use permissions::{Caller, Permissions};
+pub use watches::Event;
+
+use domains::{Domains, within};
+use permissions::Rights;
+use transaction::{Change, Log, Transaction};
+use tree::Tree;
+use watches::{Reach, Watches};
+use workspace::Workspace;
+
+use crate::{Permission, TransactionId};
+
+/// A user of the store: one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId(pub u64);
+
+/// xenstored's own events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpecialEvent {
+    /// `@introduceDomain`: a domain may now be talked to.
+    Introduce,
+    /// `@releaseDomain`: a domain has shut down, crashed, or is gone.
+    Release,
+}
+
+impl SpecialEvent {
+    /// The name that is watched.
+    pub const fn name(self) -> &'static str {
+        match self {
+            SpecialEvent::Introduce => "@introduceDomain",
+            SpecialEvent::Release => "@releaseDomain",
+        }
+    }
+}
+
+struct Client {
+    caller: Caller,
+    watches: BTreeSet<(Path, Arc<[u8]>)>,
+    transactions: BTreeMap<TransactionId, Transaction>,
+    next_transaction: u32,
+}
+
+/// The store.
+pub struct Store {
+    tree: Tree,
+    /// Grows with every change, and with every birth of a domain.
+    generation: u64,
+    domains: Domains,
+    limits: Limits,
+    clients: BTreeMap<ClientId, Client>,
+    watches: Watches,
+    events: Vec<Event>,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Store::new(Limits::default())
+    }
+}
+
+impl Store {
+    /// A store as a fresh xenstored has it: `/tool/xenstored`, and the special names.
+    pub fn new(limits: Limits) -> Self {
+        let mut domains = Domains::default();
+        domains.know(DomId::ZERO, 0);
+        let tree = Tree::new();
+        tree.walk(|_, node| {
+            domains.own(node.permissions().owner(), 1);
+            true
+        });
+        Store {
+            tree,
+            generation: 0,
+            domains,
+            limits,
+            clients: BTreeMap::new(),
+            watches: Watches::default(),
+            events: Vec::new(),
+        }
+    }
+
+    /// What guests may use.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Takes the events that are due, in order.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        core::mem::take(&mut self.events)
+    }
+
+    // ---- clients
+
+    /// Takes a client in.
+    pub fn attach(&mut self, client: ClientId, caller: Caller) {
+        let fresh = Client {
+            caller,
+            watches: BTreeSet::new(),
+            transactions: BTreeMap::new(),
+            next_transaction: 1,
+        };
+        self.detach(client);
+        self.clients.insert(client, fresh);
+    }
+
+    /// Forgets a client, its watches and its transactions.
+    pub fn detach(&mut self, client: ClientId) {
+        self.reset(client);
+        self.clients.remove(&client);
+    }
+
+    /// Drops a client's watches and transactions: RESET_WATCHES.
+    pub fn reset(&mut self, client: ClientId) {
+        let Some(known) = self.clients.get_mut(&client) else {
+            return;
+        };
+        let watches = core::mem::take(&mut known.watches);
+        let transactions = core::mem::take(&mut known.transactions);
+        for (path, token) in &watches {
+            self.watches.remove(client, path, token);
+        }
+        self.domains.account(known.caller.domid, |usage| {
+            usage.watches = usage.watches.saturating_sub(watches.len());
+            usage.transactions = usage.transactions.saturating_sub(transactions.len());
+        });
+    }
+
+    /// On whose behalf the client acts.
+    ///
+    /// # Errors
+    /// `EINVAL` if there is no such client.
+    pub fn caller(&self, client: ClientId) -> Result<Caller, Errno> {
+        let client = self.clients.get(&client).ok_or(Errno::EINVAL)?;
+        Ok(client.caller)
+    }
+
+    /// Lends the rights of `target` to the client: SET_TARGET.
+    pub fn set_target(&mut self, client: ClientId, target: DomId) {
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.caller.target = Some(target);
+        }
+    }
+
+    /// Checks a path that the client sent, with its quota.
+    ///
+    /// # Errors
+    /// `EINVAL`, whatever is wrong with it.
+    pub fn path(&self, client: ClientId, raw: &[u8], special: Special) -> Result<Path, Errno> {
+        let caller = self.caller(client)?;
+        let path = Path::parse(raw, caller.domid, special)?;
+        if !caller.privileged {
+            within(self.limits.path, path.counted_len()).map_err(|_| Errno::EINVAL)?;
+        }
+        Ok(path)
+    }
+
+    // ---- domains
+
+    /// Notes that a domain exists, which permissions may then name. Noting it again changes
+    /// nothing.
+    pub fn know(&mut self, domid: DomId) {
+        if !self.domains.is_known(domid) {
+            self.generation += 1;
+            self.domains.know(domid, self.generation);
+        }
+    }
+
+    /// Whether the domain was noted and is not gone.
+    pub fn knows(&self, domid: DomId) -> bool {
+        self.domains.is_known(domid)
+    }
+
+    /// What a domain uses of its quotas.
+    pub fn usage(&self, domid: DomId) -> Usage {
+        self.domains.usage(domid)
+    }
+
+    /// A domain is gone: its nodes are removed, with all below them, and its name is taken out of
+    /// the permissions of the others. The next domain with its id inherits nothing.
+    pub fn forget(&mut self, domid: DomId) {
+        let mut owned = Vec::new();
+        let mut naming = Vec::new();
+        self.tree.walk(|path, node| {
+            let permissions = node.permissions();
+            let owns = permissions.owner() == domid;
+            let list = if owns { &mut owned } else { &mut naming };
+            let fewer = permissions.without(domid);
+            if owns || fewer.is_some() {
+                list.extend(Path::new(path).ok().map(|path| (path, fewer)));
+            }
+            !owns
+        });
+        let mut log = Log::default();
+        let mut workspace = self.workspace(Caller::PRIVILEGED, &mut log);
+        for (path, fewer) in naming {
+            if let Some(fewer) = fewer {
+                workspace.replace_permissions(&path, fewer);
+            }
+        }
+        for (path, _) in owned {
+            workspace.uproot(&path);
+        }
+        self.done(log);
+        self.domains.forget(domid);
+        for client in self.clients.values_mut() {
+            client.caller.target.take_if(|target| *target == domid);
+        }
+    }
+
+    /// Fires `@introduceDomain` or `@releaseDomain`, for those who may read that name.
+    pub fn announce(&mut self, event: SpecialEvent, domid: DomId) {
+        let name = event.name();
+        let permissions = self
+            .tree
+            .get_str(name)
+            .map(|node| node.permissions().clone());
+        let with_domain = alloc::format!("{name}/{domid}");
+        for (name, reach) in [(name, Reach::Plain), (&*with_domain, Reach::WithDomain)] {
+            let Ok(path) = Path::new(name) else { continue };
+            for watch in self.watches.met_by(&path, reach) {
+                if self.may_read(watch.client, permissions.as_ref()) {
+                    self.events.push(Event::new(&watch, path.clone()));
+                }
+            }
+        }
+    }
+
+    // ---- nodes
+
+    /// READ: the node, whose value and generation the caller then may have.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EACCES`, and `ENOENT` for an unknown transaction.
+    pub fn read(
+        &mut self,
+        client: ClientId,
+        tx: TransactionId,
+        path: &Path,
+    ) -> Result<&Node, Errno> {
+        let mut log = Log::default();
+        self.enter(client, tx, &mut log)?.read(path)
+    }
+
+    /// DIRECTORY: the node, whose children's names the caller then may have.
+    ///
+    /// # Errors
+    /// As for [`Store::read`].
+    pub fn list(
+        &mut self,
+        client: ClientId,
+        tx: TransactionId,
+        path: &Path,
+    ) -> Result<&Node, Errno> {
+        let mut log = Log::default();
+        self.enter(client, tx, &mut log)?.list(path)
+    }
+
+    /// DIRECTORY_PART: generation, names from byte `offset` of the list on, and an empty name at
+    /// the end of the list, as one payload of at most `room` bytes.
+    ///
+    /// # Errors
+    /// As for [`Store::read`].
+    pub fn list_part(
+        &mut self,
+        client: ClientId,
+        tx: TransactionId,
+        path: &Path,
+        offset: usize,
+        room: usize,
+    ) -> Result<Vec<u8>, Errno> {
+        let node = self.list(client, tx, path)?;
+        Ok(workspace::list_part(node, offset, room))
+    }
+
+    /// GET_PERMS.
+    ///
+    /// # Errors
+    /// As for [`Store::read`].
+    pub fn permissions(
+        &mut self,
+        client: ClientId,
+        tx: TransactionId,
+        path: &Path,
+    ) -> Result<Permissions, Errno> {
+        let mut log = Log::default();
+        self.enter(client, tx, &mut log)?.permissions(path)
+    }
+
+    /// WRITE: sets a value, and creates the node and those above it where they are missing.
+    ///
+    /// # Errors
+    /// `EACCES`; `ENOSPC` for a quota; `ENOENT` for an unknown transaction.
+    pub fn write(
+        &mut self,
+        client: ClientId,
+        tx: TransactionId,
+        path: &Path,
+        value: &[u8],
+    ) -> Result<(), Errno> {
+        self.apply(client, tx, |workspace| workspace.write(path, value))
+    }
+
+    /// MKDIR: creates the node where it is missing.
+    ///
+    /// # Errors
+    /// As for [`Store::write`].
+    pub fn mkdir(&mut self, client: ClientId, tx: TransactionId, path: &Path) -> Result<(), Errno> {
+        self.apply(client, tx, |workspace| workspace.mkdir(path))
+    }
+
+    /// RM: removes a node and all below it.
+    ///
+    /// # Errors
+    /// `EINVAL` for the root; `ENOENT` if not even the parent is there; `EACCES`.
+    pub fn remove(
+        &mut self,
+        client: ClientId,
+        tx: TransactionId,
+        path: &Path,
+    ) -> Result<(), Errno> {
+        self.apply(client, tx, |workspace| workspace.remove(path))
+    }
+
+    /// SET_PERMS. The first entry is the owner's.
+    ///
+    /// # Errors
+    /// `ENOENT` if the owner does not exist; `EPERM` if a guest gives a node away; `EACCES`;
+    /// `ENOSPC` for too many entries.
+    pub fn set_permissions(
+        &mut self,
+        client: ClientId,
+        tx: TransactionId,
+        path: &Path,
+        entries: &[Permission],
+    ) -> Result<(), Errno> {
+        self.apply(client, tx, |workspace| {
+            workspace.set_permissions(path, entries)
+        })
+    }
+
+    // ---- transactions
+
+    /// TRANSACTION_START.
+    ///
+    /// # Errors
+    /// `ENOSPC` for the quota.
+    pub fn begin(&mut self, client: ClientId) -> Result<TransactionId, Errno> {
+        let known = self.clients.get_mut(&client).ok_or(Errno::EINVAL)?;
+        if !known.caller.privileged {
+            within(self.limits.transactions, known.transactions.len() + 1)?;
+        }
+        let id = loop {
+            let id = TransactionId(known.next_transaction);
+            known.next_transaction = known.next_transaction.wrapping_add(1);
+            if id != TransactionId::NONE && !known.transactions.contains_key(&id) {
+                break id;
+            }
+        };
+        known.transactions.insert(id, Transaction::new(&self.tree));
+        self.domains
+            .account(known.caller.domid, |usage| usage.transactions += 1);
+        Ok(id)
+    }
+
+    /// Whether the client has this transaction; to have none is fine.
+    pub fn has(&self, client: ClientId, tx: TransactionId) -> bool {
+        let client = self.clients.get(&client);
+        tx == TransactionId::NONE
+            || client.is_some_and(|client| client.transactions.contains_key(&tx))
+    }
+
+    /// TRANSACTION_END: commits or drops it. It is over, whatever comes of it.
+    ///
+    /// # Errors
+    /// `EAGAIN` if something that it depends on has changed; `ENOSPC` if it would make a domain
+    /// exceed its quota of nodes; `ENOMEM` if a quota was exceeded in the course of it; `ENOENT`
+    /// if there is no such transaction.
+    pub fn end(&mut self, client: ClientId, tx: TransactionId, commit: bool) -> Result<(), Errno> {
+        let known = self.clients.get_mut(&client).ok_or(Errno::EINVAL)?;
+        let transaction = known.transactions.remove(&tx).ok_or(Errno::ENOENT)?;
+        let caller = known.caller;
+        self.domains.account(caller.domid, |usage| {
+            usage.transactions = usage.transactions.saturating_sub(1);
+        });
+        if !commit {
+            return Ok(());
+        }
+        if transaction.log.failed {
+            return Err(Errno::ENOMEM);
+        }
+        if !caller.privileged {
+            for (domid, nodes) in transaction.log.owned() {
+                let owned = self.domains.usage(domid).nodes;
+                if nodes > 0 && domid != DomId::ZERO {
+                    within(self.limits.nodes, owned.saturating_add_signed(nodes))?;
+                }
+            }
+        }
+        let now = self.generation + 1;
+        let log = transaction.commit(&mut self.tree, &self.domains, now)?;
+        self.generation = now;
+        self.done(log);
+        Ok(())
+    }
+
+    // ---- watches
+
+    /// WATCH: from now on the client hears of changes at and below `raw`, `depth` levels deep or
+    /// without end. The event that every new watch starts with is returned.
+    ///
+    /// # Errors
+    /// `EINVAL` for the path; `EEXIST`; `ENOSPC` for the quota.
+    pub fn watch(
+        &mut self,
+        client: ClientId,
+        raw: &[u8],
+        token: &[u8],
+        depth: Option<u32>,
+    ) -> Result<Event, Errno> {
+        let path = self.path(client, raw, Special::Allowed)?;
+        let known = self.clients.get_mut(&client).ok_or(Errno::EINVAL)?;
+        let token: Arc<[u8]> = Arc::from(token);
+        let entry = (path.clone(), token.clone());
+        if known.watches.contains(&entry) {
+            return Err(Errno::EEXIST);
+        }
+        if !known.caller.privileged {
+            within(self.limits.watches, known.watches.len() + 1)?;
+        }
+        let skip = if path::is_relative(raw) {
+            path.as_str().len() - raw.len()
+        } else {
+            0
+        };
+        let watch = self.watches.add(client, &path, token, depth, skip)?;
+        let first = Event::new(watch, path);
+        known.watches.insert(entry);
+        self.domains
+            .account(known.caller.domid, |usage| usage.watches += 1);
+        Ok(first)
+    }
+
+    /// UNWATCH.
+    ///
+    /// # Errors
+    /// `EINVAL` for the path; `ENOENT` if there is no such watch.
+    pub fn unwatch(&mut self, client: ClientId, raw: &[u8], token: &[u8]) -> Result<(), Errno> {
+        let path = self.path(client, raw, Special::Allowed)?;
+        let known = self.clients.get_mut(&client).ok_or(Errno::EINVAL)?;
+        if !known.watches.remove(&(path.clone(), Arc::from(token))) {
+            return Err(Errno::ENOENT);
+        }
+        self.watches.remove(client, &path, token);
+        self.domains.account(known.caller.domid, |usage| {
+            usage.watches = usage.watches.saturating_sub(1);
+        });
+        Ok(())
+    }
+
+    // ---- inside
+
+    fn workspace<'a, 'l>(&'a mut self, caller: Caller, log: &'l mut Log) -> Workspace<'a, 'l> {
+        self.generation += 1;
+        Workspace {
+            caller,
+            tree: &mut self.tree,
+            log,
+            domains: &self.domains,
+            limits: &self.limits,
+            now: self.generation,
+        }
+    }
+
+    /// The client's hands on the live tree, leaving a trace in `log`, or on its transaction's.
+    fn enter<'a: 'l, 'l>(
+        &'a mut self,
+        client: ClientId,
+        tx: TransactionId,
+        log: &'l mut Log,
+    ) -> Result<Workspace<'a, 'l>, Errno> {
+        let known = self.clients.get_mut(&client).ok_or(Errno::EINVAL)?;
+        let (tree, log) = if tx == TransactionId::NONE {
+            (&mut self.tree, log)
+        } else {
+            let transaction = known.transactions.get_mut(&tx).ok_or(Errno::ENOENT)?;
+            (&mut transaction.tree, &mut transaction.log)
+        };
+        self.generation += 1;
+        Ok(Workspace {
+            caller: known.caller,
+            tree,
+            log,
+            domains: &self.domains,
+            limits: &self.limits,
+            now: self.generation,
+        })
+    }
+
+    fn apply(
+        &mut self,
+        client: ClientId,
+        tx: TransactionId,
+        change: impl FnOnce(&mut Workspace<'_, '_>) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut log = Log::default();
+        change(&mut self.enter(client, tx, &mut log)?)?;
+        self.done(log);
+        Ok(())
+    }
+
+    /// What was done is now in the live tree: accounts for it, and computes its events.
+    fn done(&mut self, log: Log) {
+        for (domid, nodes) in log.owned() {
+            self.domains.own(domid, nodes);
+        }
+        let changes = log.into_changes();
+        for change in &changes {
+            self.tell(change, &changes);
+        }
+    }
+
+    fn tell(&mut self, change: &Change, all: &[Change]) {
+        let mut events = Vec::new();
+        if let Some(gone) = &change.gone {
+            for (path, watches, node, parent) in self.watches.inside(&change.path, gone) {
+                let told_itself = all.len() > 1 && all.iter().any(|other| other.path == *path);
+                let seen = [Some(node.permissions()), Some(parent.permissions())];
+                for watch in watches.iter().filter(|_| !told_itself) {
+                    if self.may_read_any(watch.client, seen) {
+                        events.push(Event::new(watch, path.clone()));
+                    }
+                }
+            }
+        }
+        let permissions = |path: &str| self.tree.get_str(path).map(|node| node.permissions());
+        let after = permissions(change.path.as_str());
+        if change.before.is_some() || after.is_some() {
+            let parent = change.path.parent().and_then(permissions);
+            let seen = [change.before.as_ref(), after, parent];
+            for watch in self.watches.met_by(&change.path, Reach::Below) {
+                if self.may_read_any(watch.client, seen) {
+                    events.push(Event::new(&watch, change.path.clone()));
+                }
+            }
+        }
+        self.events.append(&mut events);
+    }
+
+    /// Whether the client may read a node with any of these permissions: those that it had before
+    /// and has now, and those of its parent, which would list it.
+    fn may_read_any<const N: usize>(
+        &self,
+        client: ClientId,
+        any: [Option<&Permissions>; N],
+    ) -> bool {
+        any.into_iter()
+            .any(|permissions| self.may_read(client, permissions))
+    }
+
+    fn may_read(&self, client: ClientId, permissions: Option<&Permissions>) -> bool {
+        let (Some(client), Some(permissions)) = (self.clients.get(&client), permissions) else {
+            return false;
+        };
+        let rights = permissions.rights(&client.caller, &self.domains);
+        rights.include(Rights::READ)
+    }
+}

@@ -1,0 +1,194 @@
+//! What a request or a transaction saw and changed, and whether it still holds.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use parapet_xen_sys::{DomId, Errno};
+
+use super::domains::Domains;
+use super::node::Node;
+use super::path::Path;
+use super::permissions::Permissions;
+use super::tree::Tree;
+
+/// How a transaction depends on a node.
+#[derive(Debug, Clone, Copy, Default)]
+struct Touch {
+    /// On its value, its permissions, or its absence.
+    content: bool,
+    /// On the list of its children.
+    list: bool,
+    /// On everything below it, because it removed all that.
+    subtree: bool,
+    /// It changed, created or removed the node.
+    modified: bool,
+}
+
+/// Something that watchers may want to know of.
+pub(super) struct Change {
+    pub(super) path: Path,
+    /// The permissions that the node had before, if it was there.
+    pub(super) before: Option<Permissions>,
+    /// What was removed: the node, with all that was below it.
+    pub(super) gone: Option<Arc<Node>>,
+}
+
+/// The trace that a request, or all requests of a transaction, leave.
+#[derive(Default)]
+pub(super) struct Log {
+    /// Kept in a transaction only.
+    touched: Option<BTreeMap<Path, Touch>>,
+    /// In order; at most one for a node.
+    changes: Vec<Change>,
+    /// Who owns how many nodes more, or less.
+    owned: BTreeMap<DomId, isize>,
+    /// A quota was exceeded in the middle of a request: the transaction can only be dropped.
+    pub(super) failed: bool,
+}
+
+impl Log {
+    fn touch(&mut self, path: &Path, note: impl FnOnce(&mut Touch)) {
+        if let Some(touched) = &mut self.touched {
+            note(touched.entry(path.clone()).or_default());
+        }
+    }
+
+    pub(super) fn saw(&mut self, path: &Path) {
+        self.touch(path, |touch| touch.content = true);
+    }
+
+    pub(super) fn saw_list(&mut self, path: &Path) {
+        self.touch(path, |touch| touch.list = true);
+    }
+
+    /// A node was changed or created; not by itself news for watchers.
+    pub(super) fn modified(&mut self, path: &Path) {
+        self.touch(path, |touch| touch.modified = true);
+    }
+
+    /// A node was removed with all below it.
+    pub(super) fn removed(&mut self, path: &Path) {
+        self.touch(path, |touch| {
+            touch.modified = true;
+            touch.subtree = true;
+        });
+    }
+
+    pub(super) fn news(&mut self, change: Change) {
+        self.changes.push(change);
+    }
+
+    pub(super) fn own(&mut self, domid: DomId, nodes: isize) {
+        *self.owned.entry(domid).or_default() += nodes;
+    }
+
+    /// How many nodes more `domid` owns by this.
+    pub(super) fn growth(&self, domid: DomId) -> isize {
+        self.owned.get(&domid).copied().unwrap_or(0)
+    }
+
+    /// How many nodes were touched.
+    pub(super) fn len(&self) -> usize {
+        self.touched.as_ref().map_or(0, BTreeMap::len)
+    }
+
+    pub(super) fn owned(&self) -> impl Iterator<Item = (DomId, isize)> {
+        self.owned.iter().map(|(&domid, &nodes)| (domid, nodes))
+    }
+
+    pub(super) fn into_changes(self) -> Vec<Change> {
+        self.changes
+    }
+}
+
+/// A snapshot, a tree of its own, and the trace of what was done in it.
+pub(super) struct Transaction {
+    base: Tree,
+    pub(super) tree: Tree,
+    pub(super) log: Log,
+}
+
+impl Transaction {
+    pub(super) fn new(live: &Tree) -> Self {
+        Transaction {
+            base: live.clone(),
+            tree: live.clone(),
+            log: Log {
+                touched: Some(BTreeMap::new()),
+                ..Log::default()
+            },
+        }
+    }
+
+    /// Whether nothing that it depends on has changed in `live` since it began.
+    ///
+    /// It is asked node by node, and a node's content and its list of children apart: so two
+    /// transactions that add children to one directory do not disturb each other.
+    fn holds(&self, live: &Tree, domains: &Domains) -> bool {
+        self.log.touched.iter().flatten().all(|(path, touch)| {
+            let same = match (self.base.get(path), live.get(path)) {
+                (None, None) => true,
+                (Some(base), Some(live)) => {
+                    Arc::ptr_eq(base, live)
+                        || !touch.subtree
+                            && (!touch.content
+                                || base.content_generation() == live.content_generation())
+                            && (!touch.list || base.list_generation() == live.list_generation())
+                }
+                _ => false,
+            };
+            same && (!touch.modified || self.owner_lives(path, domains))
+        })
+    }
+
+    /// Whether the owner that the transaction gave a node is still the domain that was meant.
+    fn owner_lives(&self, path: &Path, domains: &Domains) -> bool {
+        self.tree.get(path).is_none_or(|node| {
+            let permissions = node.permissions();
+            domains.is_since(permissions.owner(), permissions.since())
+        })
+    }
+
+    /// Makes its changes in `live`, as generation `now`.
+    ///
+    /// # Errors
+    /// `EAGAIN`, with nothing changed, if what it depends on has changed meanwhile.
+    pub(super) fn commit(self, live: &mut Tree, domains: &Domains, now: u64) -> Result<Log, Errno> {
+        if !self.holds(live, domains) {
+            return Err(Errno::EAGAIN);
+        }
+        // In the order of paths, so parents before children.
+        let touched = self.log.touched.iter().flatten();
+        for (path, _) in touched.filter(|(_, touch)| touch.modified) {
+            let Some(node) = self.tree.get(path) else {
+                live.remove(path, now);
+                continue;
+            };
+            let born = Some(node.born());
+            if live.get(path).map(|live| live.born()) == born {
+                live.change(path, |live| live.set_content(node, now));
+            } else {
+                live.insert(path, node.childless(), now);
+            }
+        }
+        Ok(self.into_log())
+    }
+
+    /// The log, with each change set against the tree that the transaction began with, and told
+    /// once.
+    fn into_log(self) -> Log {
+        let Transaction { base, mut log, .. } = self;
+        let touched = log.touched.take().unwrap_or_default();
+        let mut told = BTreeSet::new();
+        log.changes
+            .retain(|change| told.insert(change.path.clone()));
+        for change in &mut log.changes {
+            let node = base.get(&change.path);
+            let removed = touched.get(&change.path).is_some_and(|touch| touch.subtree);
+            change.before = node.map(|node| node.permissions().clone());
+            change.gone = node.filter(|_| removed).cloned();
+        }
+        log
+    }
+}

@@ -1,0 +1,177 @@
+//! Who wants to hear of what.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cmp::Ordering;
+use core::ops::Bound;
+
+use parapet_xen_sys::Errno;
+
+use super::ClientId;
+use super::node::Node;
+use super::path::Path;
+
+/// One watch of one client.
+#[derive(Debug, Clone)]
+pub(super) struct Watch {
+    pub(super) client: ClientId,
+    pub(super) token: Arc<[u8]>,
+    /// How many levels below its path it looks; none for all.
+    pub(super) depth: Option<u32>,
+    /// How many bytes of a path its owner does not want to see, having given a relative one.
+    skip: usize,
+    /// Orders a client's watches.
+    number: u64,
+}
+
+/// Something that a client is to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Whom to tell.
+    pub client: ClientId,
+    path: Path,
+    skip: usize,
+    /// The token of its watch.
+    pub token: Arc<[u8]>,
+}
+
+impl Event {
+    pub(super) fn new(watch: &Watch, path: Path) -> Self {
+        Event {
+            client: watch.client,
+            path,
+            skip: watch.skip,
+            token: watch.token.clone(),
+        }
+    }
+
+    /// The path that changed, relative if that of the watch was.
+    pub fn path(&self) -> &str {
+        self.path.as_str().get(self.skip..).unwrap_or("")
+    }
+}
+
+/// How an event meets the watches on its path and above.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// A node changed: all who watch it, or a node above, as deep as they look.
+    Below,
+    /// `@releaseDomain` itself: those who did not ask for the domain's id.
+    Plain,
+    /// `@releaseDomain/5`: those who watch just that, or asked for the id.
+    WithDomain,
+}
+
+/// All watches, by the path that they are on: an event looks at its own path and those above it,
+/// however many other watches there are.
+#[derive(Debug, Default)]
+pub(super) struct Watches {
+    by_path: BTreeMap<Path, Vec<Watch>>,
+    next: u64,
+}
+
+impl Watches {
+    /// # Errors
+    /// `EEXIST` if the client has one with this path and token.
+    pub(super) fn add(
+        &mut self,
+        client: ClientId,
+        path: &Path,
+        token: Arc<[u8]>,
+        depth: Option<u32>,
+        skip: usize,
+    ) -> Result<&Watch, Errno> {
+        let number = self.next;
+        let here = self.by_path.entry(path.clone()).or_default();
+        let same = |watch: &Watch| watch.client == client && watch.token == token;
+        if here.iter().any(same) {
+            return Err(Errno::EEXIST);
+        }
+        self.next += 1;
+        here.push(Watch {
+            client,
+            token,
+            depth,
+            skip,
+            number,
+        });
+        here.last().ok_or(Errno::EIO)
+    }
+
+    /// Whether there was one.
+    pub(super) fn remove(&mut self, client: ClientId, path: &Path, token: &[u8]) -> bool {
+        let Some(here) = self.by_path.get_mut(path) else {
+            return false;
+        };
+        let before = here.len();
+        here.retain(|watch| watch.client != client || *watch.token != *token);
+        let removed = here.len() < before;
+        if here.is_empty() {
+            self.by_path.remove(path);
+        }
+        removed
+    }
+
+    /// The watches that an event on `path` meets, in the order of their making.
+    pub(super) fn met_by(&self, path: &Path, reach: Reach) -> Vec<Watch> {
+        let mut met: Vec<Watch> = Vec::new();
+        for above in path.prefixes() {
+            let Some(here) = self.by_path.get(above) else {
+                continue;
+            };
+            let levels = path.levels_below(above).unwrap_or(0);
+            let deep = |watch: &Watch| {
+                watch
+                    .depth
+                    .is_none_or(|depth| levels <= usize::try_from(depth).unwrap_or(usize::MAX))
+            };
+            let wanted = |watch: &&Watch| match reach {
+                Reach::Below => deep(watch),
+                Reach::Plain => levels == 0 && watch.depth.is_none(),
+                Reach::WithDomain => levels == 0 || watch.depth.is_some() && deep(watch),
+            };
+            met.extend(here.iter().filter(wanted).cloned());
+        }
+        met.sort_unstable_by_key(|watch| watch.number);
+        met
+    }
+
+    /// The watches on nodes strictly below `path` that were part of what was removed there, with
+    /// the node and its parent: children before parents, siblings as they were created.
+    pub(super) fn inside<'a>(
+        &'a self,
+        path: &'a Path,
+        gone: &'a Node,
+    ) -> Vec<(&'a Path, &'a [Watch], &'a Node, &'a Node)> {
+        let below = alloc::format!("{path}/");
+        let mut met: Vec<_> = self
+            .by_path
+            .range::<str, _>((Bound::Included(&*below), Bound::Unbounded))
+            .take_while(|(path, _)| path.as_str().starts_with(&below))
+            .filter_map(|(path, watches)| {
+                let rest = path.as_str().strip_prefix(&below)?;
+                let mut births = Vec::new();
+                let (mut parent, mut node) = (gone, gone);
+                for name in rest.split('/') {
+                    (parent, node) = (node, node.child(name)?);
+                    births.push(node.born());
+                }
+                Some((births, (path, &**watches, node, parent)))
+            })
+            .collect();
+        met.sort_by(|(a, _), (b, _)| children_first(a, b));
+        met.into_iter().map(|(_, found)| found).collect()
+    }
+}
+
+/// Orders nodes, each given by the births of the nodes that lead to it, as a walk that visits a
+/// node after all its children.
+fn children_first(a: &[u64], b: &[u64]) -> Ordering {
+    let differing = a
+        .iter()
+        .zip(b)
+        .map(|(a, b)| a.cmp(b))
+        .find(|order| order.is_ne());
+    differing.unwrap_or_else(|| b.len().cmp(&a.len()))
+}

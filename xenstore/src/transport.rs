@@ -1,0 +1,210 @@
+//! What carries the bytes: a ring, a socket, or plain memory.
+
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::{Context, Poll};
+
+use crossbeam_queue::SegQueue;
+use parapet_hypervisor::seam::Channel;
+use parapet_ring::bytes::{End, XenstoreRing};
+use parapet_ring::{RingMemory, TooSmall, Violation};
+use parapet_xen_sys::io::xs_wire::{RingError, ServerFeatures};
+
+use crate::mailbox::Bell;
+
+/// Why no more bytes come or go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// The other end is gone.
+    #[error("the other end closed the connection")]
+    Closed,
+    /// The other end broke the ring: its fault.
+    #[error(transparent)]
+    Ring(#[from] Violation),
+    /// The host's own fault, as an errno.
+    #[error("the connection failed (errno {0})")]
+    Host(i32),
+}
+
+/// A stream of bytes each way that never blocks.
+///
+/// After [`Transport::read`] or [`Transport::write`] did less than was asked, wait by
+/// [`Transport::poll_ready`] and try both again.
+pub trait Transport: Send {
+    /// Reads what is there, up to the length of `to`; zero if nothing is, yet.
+    ///
+    /// # Errors
+    /// The stream is over.
+    fn read(&mut self, to: &mut [u8]) -> Result<usize, Broken>;
+
+    /// Writes as much of `bytes` as there is room for; zero if there is none, yet.
+    ///
+    /// # Errors
+    /// The stream is over.
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken>;
+
+    /// Waits until there may be more to read or more room to write than when last tried. It may be
+    /// ready without need; it is never pending when there is need.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Tells the other end, where there is a place for it, why it is served no more.
+    fn blame(&mut self, _why: RingError) {}
+
+    /// Begins anew, with nothing in flight.
+    fn restart(&mut self) {}
+}
+
+/// A domain's xenstore page with its event channel, at either end.
+#[derive(Debug)]
+pub struct RingTransport<M, C> {
+    ring: XenstoreRing<M>,
+    channel: C,
+}
+
+impl<M: RingMemory, C: Channel> RingTransport<M, C> {
+    /// The guest's end.
+    ///
+    /// # Errors
+    /// The memory is shorter than the page.
+    pub fn guest(memory: M, channel: C) -> Result<Self, TooSmall> {
+        let ring = XenstoreRing::attach(memory, End::Guest)?;
+        Ok(RingTransport { ring, channel })
+    }
+
+    /// xenstored's end: says what we can do, and that we are there.
+    ///
+    /// # Errors
+    /// The memory is shorter than the page.
+    pub fn host(memory: M, channel: C) -> Result<Self, TooSmall> {
+        let mut ring = XenstoreRing::attach(memory, End::Host)?;
+        ring.advertise(FEATURES);
+        ring.set_error(RingError::None);
+        channel.notify();
+        Ok(RingTransport { ring, channel })
+    }
+
+    fn moved(&self, bytes: usize) -> usize {
+        if bytes > 0 {
+            self.channel.notify();
+        }
+        bytes
+    }
+}
+
+/// What this xenstored can do.
+pub(crate) const FEATURES: ServerFeatures = ServerFeatures::ERROR
+    .union(ServerFeatures::WATCHDEPTH)
+    .union(ServerFeatures::DOMID_ANY);
+
+impl<M: RingMemory, C: Channel> Transport for RingTransport<M, C> {
+    fn read(&mut self, to: &mut [u8]) -> Result<usize, Broken> {
+        let bytes = self.ring.read(to)?;
+        Ok(self.moved(bytes))
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
+        let bytes = self.ring.write(bytes)?;
+        Ok(self.moved(bytes))
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.channel.poll_wait(cx)
+    }
+
+    fn blame(&mut self, why: RingError) {
+        self.ring.set_error(why);
+        self.channel.notify();
+    }
+
+    fn restart(&mut self) {
+        self.ring.reset();
+        self.channel.notify();
+    }
+}
+
+/// One end of a connection within this process.
+pub struct Pipe {
+    incoming: Arc<Lane>,
+    outgoing: Arc<Lane>,
+    mine: Arc<Bell>,
+    theirs: Arc<Bell>,
+    /// What was taken from the lane and not yet read.
+    rest: VecDeque<u8>,
+}
+
+/// One direction of a [`Pipe`].
+#[derive(Default)]
+struct Lane {
+    writes: SegQueue<Vec<u8>>,
+    closed: AtomicBool,
+}
+
+impl Pipe {
+    /// How many writes may be unread before there is no room for another.
+    const DEPTH: usize = 64;
+
+    /// The two ends.
+    pub fn pair() -> (Self, Self) {
+        let lanes = [Arc::<Lane>::default(), Arc::default()];
+        let bells = [Arc::<Bell>::default(), Arc::default()];
+        let end = |[incoming, outgoing]: [&Arc<Lane>; 2], [mine, theirs]: [&Arc<Bell>; 2]| Pipe {
+            incoming: incoming.clone(),
+            outgoing: outgoing.clone(),
+            mine: mine.clone(),
+            theirs: theirs.clone(),
+            rest: VecDeque::new(),
+        };
+        let ([there, back], [one, other]) = (lanes.each_ref(), bells.each_ref());
+        (
+            end([there, back], [one, other]),
+            end([back, there], [other, one]),
+        )
+    }
+}
+
+impl Transport for Pipe {
+    fn read(&mut self, to: &mut [u8]) -> Result<usize, Broken> {
+        let closed = self.incoming.closed.load(Ordering::Acquire);
+        while self.rest.len() < to.len() {
+            let Some(write) = self.incoming.writes.pop() else {
+                break;
+            };
+            self.rest.extend(write);
+            self.theirs.ring();
+        }
+        if self.rest.is_empty() && closed {
+            return Err(Broken::Closed);
+        }
+        let len = self.rest.len().min(to.len());
+        for (place, byte) in to.iter_mut().zip(self.rest.drain(..len)) {
+            *place = byte;
+        }
+        Ok(len)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
+        if self.outgoing.closed.load(Ordering::Acquire) {
+            return Err(Broken::Closed);
+        }
+        if bytes.is_empty() || self.outgoing.writes.len() >= Pipe::DEPTH {
+            return Ok(0);
+        }
+        self.outgoing.writes.push(bytes.to_vec());
+        self.theirs.ring();
+        Ok(bytes.len())
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.mine.poll(cx)
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.incoming.closed.store(true, Ordering::Release);
+        self.outgoing.closed.store(true, Ordering::Release);
+        self.theirs.ring();
+    }
+}
