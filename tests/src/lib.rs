@@ -1,0 +1,12 @@
+//! What the tests of several crates share.
+//!
+//! * [`conformance`]: what every implementation of the seam must do, as functions of two handles.
+//!   `tests/seam.rs` runs it on the loopback hypervisor.
+
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a check that panics is a check that failed"
+)]
+
+pub mod conformance;
