@@ -32,8 +32,8 @@ use crate::stats::{Kind, QueueStats};
 /// The image that disks of place `P` are kept in.
 pub type ImageOf<P> = dyn Image<Buffer<<P as parapet_hypervisor::seam::Grants>::Mapping>>;
 
-/// Turns with work after which other tasks get theirs, and a wish to stop is heard.
-const TURNS: u32 = 8;
+/// Turns without sleep after which a wish to stop is heard.
+const TURNS: u32 = 16;
 
 /// Events without a request that are put up with in a row. An honest frontend sends one now and
 /// then: for a request that was found before the event was.
@@ -210,32 +210,29 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     pub async fn run(mut self, stop: impl Future<Output = ()> + Send) -> Result<(), QueueError> {
         let mut stop = pin!(stop);
         let mut polling_until = None;
-        let mut turns = 0;
+        let mut turns = 0u32;
         let mut spurious = 0;
         loop {
-            if self.turn()? {
+            let mut again = self.turn()?;
+            if again {
                 spurious = 0;
                 polling_until = None;
-                turns += 1;
-                if turns % TURNS == 0 {
-                    yield_now().await;
-                    if is_ready(stop.as_mut()).await {
-                        break;
-                    }
-                }
-                continue;
-            }
-            if self.unkicked || !self.waiting.is_empty() {
+            } else if self.unkicked || !self.waiting.is_empty() {
                 // The host is short of something for a moment.
-                yield_now().await;
-                continue;
-            }
-            if !self.poll.is_zero() {
+                again = true;
+            } else if !self.poll.is_zero() {
                 let now = self.place.now();
-                if now < *polling_until.get_or_insert_with(|| now.after(self.poll)) {
-                    yield_now().await;
-                    continue;
+                again = now < *polling_until.get_or_insert_with(|| now.after(self.poll));
+            }
+            if again {
+                // Others first: a frontend on this processor that answers what it just got needs
+                // no event, since we have not gone to sleep.
+                yield_now().await;
+                turns = turns.wrapping_add(1);
+                if turns.is_multiple_of(TURNS) && is_ready(stop.as_mut()).await {
+                    break;
                 }
+                continue;
             }
             self.stats.sleeps.add(1);
             match poll_fn(|cx| self.poll_wake(stop.as_mut(), cx)).await? {
@@ -491,15 +488,13 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         if stop.poll(cx).is_ready() {
             return Poll::Ready(Ok(Wake::Stop));
         }
+        // The event first: what it announced is found by arming, and what comes later makes another.
+        let event = self.channel.poll_wait(cx).is_ready();
         if self.ring.arm()? {
             return Poll::Ready(Ok(Wake::Work));
         }
-        if self.channel.poll_wait(cx).is_ready() {
-            let wake = match self.ring.arm()? {
-                true => Wake::Work,
-                false => Wake::Spurious,
-            };
-            return Poll::Ready(Ok(wake));
+        if event {
+            return Poll::Ready(Ok(Wake::Spurious));
         }
         self.poll_interrupt(cx).map(|()| Ok(Wake::Work))
     }
