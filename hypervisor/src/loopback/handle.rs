@@ -34,16 +34,10 @@ pub struct Domain(pub(super) Arc<DomainInner>);
 
 /// What a guest finds in its start info: the page and the port by which it talks to xenstore.
 pub struct XenstoreInterface {
-    domain: Domain,
+    /// The page.
+    pub page: Pages,
     /// Our end of the event channel.
     pub channel: Channel,
-}
-
-impl XenstoreInterface {
-    /// The page.
-    pub fn view(&self) -> View<'_> {
-        self.domain.0.page(XENSTORE)
-    }
 }
 
 impl Domain {
@@ -73,7 +67,7 @@ impl Domain {
     /// under the first.
     pub fn xenstore(&self) -> XenstoreInterface {
         XenstoreInterface {
-            domain: self.clone(),
+            page: self.0.memory.reserved(XENSTORE),
             channel: Channel::new(Arc::clone(&self.0), self.start_info().store_evtchn),
         }
     }
@@ -324,11 +318,9 @@ impl Clock for Domain {
 
 impl Tasks for Domain {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // In turn, so that the queues of many devices share all the vCPUs there are.
         let vcpus = &self.0.vcpus;
-        let vcpu = self
-            .0
-            .current_vcpu()
-            .unwrap_or_else(|| self.0.next_vcpu.fetch_add(1, Ordering::Relaxed) % vcpus.len());
+        let vcpu = self.0.next_vcpu.fetch_add(1, Ordering::Relaxed) % vcpus.len();
         vcpus[vcpu].spawn(&self.0, task);
     }
 }

@@ -85,7 +85,18 @@ impl DomainMemory {
             memory: Arc::clone(self),
             first,
             count,
+            allocated: true,
         })))
+    }
+
+    /// One of the pages that are never handed out.
+    pub(super) fn reserved(self: &Arc<Self>, frame: u32) -> Pages {
+        Pages(Arc::new(Run {
+            memory: Arc::clone(self),
+            first: frame,
+            count: 1,
+            allocated: false,
+        }))
     }
 
     /// Maps the pages of `frames`, all of them the domain's, as one run in that order.
@@ -127,10 +138,15 @@ struct Run {
     memory: Arc<DomainMemory>,
     first: u32,
     count: u32,
+    /// Whether the allocator gave it, and wants it back.
+    allocated: bool,
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
+        if !self.allocated {
+            return;
+        }
         lock(&self.memory.free).dealloc(self.first as usize, self.count as usize);
     }
 }
