@@ -6,10 +6,13 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+pub mod client;
 mod mailbox;
 mod permission;
 pub mod server;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 pub mod wire;
 

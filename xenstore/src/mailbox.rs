@@ -64,6 +64,15 @@ impl<T> Mailbox<T> {
         self.letters.pop()
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.letters.len()
+    }
+
+    /// Wakes the reader, to look at something else.
+    pub(crate) fn wake(&self) {
+        self.reader.wake();
+    }
+
     /// Nothing will be put in any more; what is in it can still be taken.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);

@@ -23,6 +23,9 @@ pub enum Broken {
     /// The other end broke the ring: its fault.
     #[error(transparent)]
     Ring(#[from] Violation),
+    /// xenstored gave up on the ring, and says why by a `RingError`.
+    #[error("xenstored gave up on the connection (error {0})")]
+    GivenUp(u32),
     /// The host's own fault, as an errno.
     #[error("the connection failed (errno {0})")]
     Host(i32),
@@ -60,6 +63,7 @@ pub trait Transport: Send {
 #[derive(Debug)]
 pub struct RingTransport<M, C> {
     ring: XenstoreRing<M>,
+    end: End,
     channel: C,
 }
 
@@ -69,8 +73,9 @@ impl<M: RingMemory, C: Channel> RingTransport<M, C> {
     /// # Errors
     /// The memory is shorter than the page.
     pub fn guest(memory: M, channel: C) -> Result<Self, TooSmall> {
-        let ring = XenstoreRing::attach(memory, End::Guest)?;
-        Ok(RingTransport { ring, channel })
+        let end = End::Guest;
+        let ring = XenstoreRing::attach(memory, end)?;
+        Ok(RingTransport { ring, end, channel })
     }
 
     /// xenstored's end: says what we can do, and that we are there.
@@ -78,11 +83,12 @@ impl<M: RingMemory, C: Channel> RingTransport<M, C> {
     /// # Errors
     /// The memory is shorter than the page.
     pub fn host(memory: M, channel: C) -> Result<Self, TooSmall> {
-        let mut ring = XenstoreRing::attach(memory, End::Host)?;
+        let end = End::Host;
+        let mut ring = XenstoreRing::attach(memory, end)?;
         ring.advertise(FEATURES);
         ring.set_error(RingError::None);
         channel.notify();
-        Ok(RingTransport { ring, channel })
+        Ok(RingTransport { ring, end, channel })
     }
 
     fn moved(&self, bytes: usize) -> usize {
@@ -101,6 +107,10 @@ pub(crate) const FEATURES: ServerFeatures = ServerFeatures::ERROR
 impl<M: RingMemory, C: Channel> Transport for RingTransport<M, C> {
     fn read(&mut self, to: &mut [u8]) -> Result<usize, Broken> {
         let bytes = self.ring.read(to)?;
+        let error = self.ring.error();
+        if bytes == 0 && self.end == End::Guest && error != u32::from(RingError::None) {
+            return Err(Broken::GivenUp(error));
+        }
         Ok(self.moved(bytes))
     }
 

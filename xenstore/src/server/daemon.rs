@@ -264,7 +264,7 @@ impl<G: Guest> Daemon<G> {
             log::warn!("{client:?}: {broken}");
             let why = match broken {
                 Broken::Ring(_) => RingError::RingIdx,
-                Broken::Closed | Broken::Host(_) => RingError::Comm,
+                Broken::Closed | Broken::GivenUp(_) | Broken::Host(_) => RingError::Comm,
             };
             self.server.fail(client, why);
         }

@@ -267,6 +267,23 @@ impl<'a> Request<'a> {
         })
     }
 
+    /// The path of the node that it is about, where it is about one.
+    pub fn path(&self) -> Option<&'a [u8]> {
+        match *self {
+            Request::Directory(path)
+            | Request::Read(path)
+            | Request::GetPerms(path)
+            | Request::Mkdir(path)
+            | Request::Rm(path)
+            | Request::Watch { path, .. }
+            | Request::Unwatch { path, .. }
+            | Request::Write { path, .. }
+            | Request::SetPerms { path, .. }
+            | Request::DirectoryPart { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
     /// Its type.
     pub fn operation(&self) -> Operation {
         match self {

@@ -1,0 +1,329 @@
+//! A client of xenstored.
+//!
+//! ```text
+//!   task A ─ Client ─┐ orders                    ┌─ answers, by req_id ─▶ whoever asked
+//!   task B ─ Client ─┼────────▶ pump ◀─ bytes ─▶ ┤
+//!   task C ─ Client ─┘     (owns the transport)  └─ events, by token ───▶ its Watch
+//! ```
+//!
+//! A [`Client`] is a handle that any number of tasks may have a clone of; the connection itself
+//! belongs to one task, the pump. [`Client::over_ring`] makes both of a guest's xenstore page;
+//! [`blocking`] has a client for tools, over the unix socket.
+
+mod pump;
+mod reply;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::future::poll_fn;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use parapet_hypervisor::seam::{Events, Guest, Memory, Tasks};
+use parapet_ring::{Own, TooSmall};
+use parapet_xen_sys::io::xs_wire::Operation;
+use parapet_xen_sys::{DomId, Errno, Port};
+
+use crate::mailbox::Mailbox;
+use crate::transport::{Broken, RingTransport, Transport};
+use crate::wire::{Message, Request, TooLong, error_name};
+use crate::{Permission, TransactionId};
+use pump::{Order, Pump};
+
+pub use watch::{Watch, WatchEvent};
+
+/// Why a request came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// xenstored refused it.
+    #[error("xenstore: {operation:?} {path}: {}", error_name(*.error))]
+    Refused {
+        /// What was asked.
+        operation: Operation,
+        /// Of which node, where it was about one.
+        path: String,
+        /// The answer.
+        error: Errno,
+    },
+    /// The connection is gone.
+    #[error("xenstore: {0}")]
+    Broken(#[from] Broken),
+    /// It does not fit into a message.
+    #[error("xenstore: {0}")]
+    TooLong(#[from] TooLong),
+    /// xenstored answered what makes no sense as an answer to this.
+    #[error("xenstore: the answer to {0:?} makes no sense")]
+    Garbled(Operation),
+}
+
+impl Error {
+    /// The error that xenstored answered, if it did.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Error::Refused { error, .. } => Some(*error),
+            _ => None,
+        }
+    }
+
+    /// Whether the node is not there.
+    pub fn is_not_found(&self) -> bool {
+        self.errno() == Some(Errno::ENOENT)
+    }
+}
+
+struct Shared {
+    orders: Arc<Mailbox<Order>>,
+    handles: AtomicUsize,
+    next: AtomicU32,
+}
+
+/// A handle to a connection. Clones share it; when the last is dropped the connection ends.
+pub struct Client {
+    shared: Arc<Shared>,
+    tx: TransactionId,
+}
+
+impl Clone for Client {
+    fn clone(&self) -> Self {
+        self.within(self.tx)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if self.shared.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.orders.close();
+        }
+    }
+}
+
+impl Client {
+    /// A connection over `transport`: the handle, and the pump, which must run for anything to
+    /// happen. The pump ends with the connection.
+    pub fn new<T: Transport + 'static>(
+        transport: T,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let orders = Mailbox::new();
+        let pump = Pump::new(transport, orders.clone());
+        let client = Client {
+            shared: Arc::new(Shared {
+                orders,
+                handles: AtomicUsize::new(1),
+                next: AtomicU32::new(1),
+            }),
+            tx: TransactionId::NONE,
+        };
+        (client, pump.run())
+    }
+
+    /// A connection over `transport`, whose pump is spawned.
+    pub fn start(tasks: &impl Tasks, transport: impl Transport + 'static) -> Self {
+        let (client, pump) = Client::new(transport);
+        tasks.spawn(pump);
+        client
+    }
+
+    /// A guest's connection: over its xenstore page and the event channel that goes with it.
+    ///
+    /// # Errors
+    /// The memory is shorter than a page.
+    pub fn over_ring<G: Guest>(
+        guest: &G,
+        page: <G as Memory>::Pages,
+        channel: <G as Events>::Channel,
+    ) -> Result<Self, TooSmall> {
+        let transport = RingTransport::guest(Own(page), channel)?;
+        Ok(Client::start(guest, transport))
+    }
+
+    fn within(&self, tx: TransactionId) -> Self {
+        self.shared.handles.fetch_add(1, Ordering::Relaxed);
+        Client {
+            shared: self.shared.clone(),
+            tx,
+        }
+    }
+
+    fn order(&self, order: Order) {
+        self.shared.orders.put(order);
+        // A pump that has ended takes nothing any more, and whoever waits is to know.
+        if self.shared.orders.is_closed() {
+            pump::refuse(&self.shared.orders);
+        }
+    }
+
+    /// Sends a request without waiting for its answer, which goes to `reply`.
+    fn send(
+        &self,
+        request: &Request<'_>,
+        reply: Option<Arc<Mailbox<Message>>>,
+    ) -> Result<(), Error> {
+        let req_id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let mut bytes = Vec::new();
+        request.encode(req_id, self.tx.0, &mut bytes)?;
+        self.order(Order::Send {
+            req_id,
+            bytes,
+            reply,
+        });
+        Ok(())
+    }
+
+    /// Asks, and gives the payload of the answer.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn call(&self, request: &Request<'_>) -> Result<Vec<u8>, Error> {
+        let reply = Mailbox::new();
+        self.send(request, Some(reply.clone()))?;
+        let answer = poll_fn(|cx| reply.poll_take(cx)).await;
+        reply::payload(request, answer.ok_or(Broken::Closed)?)
+    }
+
+    /// A node's value.
+    ///
+    /// # Errors
+    /// Any [`Error`], as with all requests.
+    pub async fn read(&self, path: &str) -> Result<Vec<u8>, Error> {
+        self.call(&Request::Read(path.as_bytes())).await
+    }
+
+    /// Sets a node's value, and creates the node and those above it where they are missing.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn write(&self, path: &str, value: impl AsRef<[u8]>) -> Result<(), Error> {
+        let (path, value) = (path.as_bytes(), value.as_ref());
+        self.call(&Request::Write { path, value }).await.map(drop)
+    }
+
+    /// The names of a node's children, however many.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn list(&self, path: &str) -> Result<Vec<String>, Error> {
+        let path = path.as_bytes();
+        match self.call(&Request::Directory(path)).await {
+            Ok(payload) => reply::names(Operation::Directory, &payload),
+            Err(error) if error.errno() == Some(Errno::E2BIG) => {
+                let mut parts = reply::Parts::default();
+                loop {
+                    let offset = parts.offset();
+                    let request = Request::DirectoryPart { path, offset };
+                    if let Some(names) = parts.add(&self.call(&request).await?)? {
+                        return Ok(names);
+                    }
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Creates a node where it is missing.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn mkdir(&self, path: &str) -> Result<(), Error> {
+        self.call(&Request::Mkdir(path.as_bytes())).await.map(drop)
+    }
+
+    /// Removes a node and all below it.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn remove(&self, path: &str) -> Result<(), Error> {
+        self.call(&Request::Rm(path.as_bytes())).await.map(drop)
+    }
+
+    /// A node's permissions, the owner's first.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn permissions(&self, path: &str) -> Result<Vec<Permission>, Error> {
+        let payload = self.call(&Request::GetPerms(path.as_bytes())).await?;
+        reply::permissions(&payload)
+    }
+
+    /// Sets a node's permissions, the owner's first.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn set_permissions(
+        &self,
+        path: &str,
+        permissions: &[Permission],
+    ) -> Result<(), Error> {
+        let request = Request::SetPerms {
+            path: path.as_bytes(),
+            permissions: permissions.to_vec(),
+        };
+        self.call(&request).await.map(drop)
+    }
+
+    /// Connects xenstored to a domain; for domain 0.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn introduce(&self, domid: DomId, gfn: u64, port: Port) -> Result<(), Error> {
+        let request = Request::Introduce { domid, gfn, port };
+        self.call(&request).await.map(drop)
+    }
+
+    /// Watches a node and all below it. The stream begins with an event on `path` itself.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn watch(&self, path: &str) -> Result<Watch, Error> {
+        let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let watch = Watch::new(self.within(TransactionId::NONE), path, number.to_string());
+        watch.begin().await?;
+        Ok(watch)
+    }
+
+    /// Runs `body` in a transaction, and again from its beginning as long as somebody else
+    /// interferes. The client that it is given acts within the transaction. If it fails, so does
+    /// the transaction, and nothing is changed.
+    ///
+    /// # Errors
+    /// Those of `body`, and any other [`Error`] of beginning and ending.
+    pub async fn transaction<R, F>(&self, mut body: impl FnMut(Client) -> F) -> Result<R, Error>
+    where
+        F: Future<Output = Result<R, Error>>,
+    {
+        loop {
+            let id = self.call(&Request::TransactionStart).await?;
+            let mut open = Open {
+                tx: self.within(TransactionId(reply::number(&id)?)),
+                ended: false,
+            };
+            let result = body(open.tx.clone()).await;
+            let commit = result.is_ok();
+            open.ended = true;
+            let ended = open.tx.call(&Request::TransactionEnd { commit }).await;
+            match (result, ended) {
+                (Ok(_), Err(error)) if error.errno() == Some(Errno::EAGAIN) => {}
+                (Ok(result), Ok(_)) => return Ok(result),
+                (Err(error), _) | (Ok(_), Err(error)) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A transaction, which is dropped at xenstored too should nobody wait for its end.
+struct Open {
+    tx: Client,
+    ended: bool,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if !self.ended {
+            let drop = Request::TransactionEnd { commit: false };
+            let sent = self.tx.send(&drop, None);
+            debug_assert!(sent.is_ok(), "a short request fits");
+        }
+    }
+}

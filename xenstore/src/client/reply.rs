@@ -1,0 +1,96 @@
+//! What answers say.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use parapet_xen_sys::io::xs_wire::Operation;
+
+use super::Error;
+use crate::Permission;
+use crate::wire::{self, Message, Request};
+
+/// The payload of the answer to `request`, or the error that it tells.
+pub(super) fn payload(request: &Request<'_>, answer: Message) -> Result<Vec<u8>, Error> {
+    let operation = request.operation();
+    if answer.operation == u32::from(operation) {
+        Ok(answer.payload)
+    } else if answer.operation == u32::from(Operation::Error) {
+        Err(Error::Refused {
+            operation,
+            path: String::from_utf8_lossy(request.path().unwrap_or(&[])).into(),
+            error: wire::error_of_name(&answer.payload),
+        })
+    } else {
+        Err(Error::Garbled(operation))
+    }
+}
+
+fn text(operation: Operation, string: &[u8]) -> Result<String, Error> {
+    String::from_utf8(string.to_vec()).map_err(|_| Error::Garbled(operation))
+}
+
+/// Zero-terminated names.
+pub(super) fn names(operation: Operation, payload: &[u8]) -> Result<Vec<String>, Error> {
+    wire::strings(payload)
+        .map(|name| text(operation, name))
+        .collect()
+}
+
+pub(super) fn permissions(payload: &[u8]) -> Result<Vec<Permission>, Error> {
+    let garbled = || Error::Garbled(Operation::GetPerms);
+    names(Operation::GetPerms, payload)?
+        .iter()
+        .map(|entry| entry.parse().map_err(|_| garbled()))
+        .collect()
+}
+
+/// A transaction's number.
+pub(super) fn number(payload: &[u8]) -> Result<u32, Error> {
+    let operation = Operation::TransactionStart;
+    let number = wire::strings(payload).next().unwrap_or(payload);
+    let number = text(operation, number)?.parse().ok();
+    number
+        .filter(|number| *number != 0)
+        .ok_or(Error::Garbled(operation))
+}
+
+/// A list that comes in parts.
+#[derive(Default)]
+pub(super) struct Parts {
+    generation: Vec<u8>,
+    list: Vec<u8>,
+}
+
+impl Parts {
+    /// Where the next part begins.
+    pub(super) fn offset(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Takes a part in; the names, once that was the last. If the list has changed since the first
+    /// part, it all begins anew.
+    pub(super) fn add(&mut self, payload: &[u8]) -> Result<Option<Vec<String>>, Error> {
+        let operation = Operation::DirectoryPart;
+        let garbled = Error::Garbled(operation);
+        let Some(generation) = wire::strings(payload).next() else {
+            return Err(garbled);
+        };
+        let part = payload.get(generation.len() + 1..).unwrap_or(&[]);
+        if self.offset() > 0 && self.generation != generation {
+            *self = Parts::default();
+            return Ok(None);
+        }
+        self.generation = generation.to_vec();
+        let last = part == b"\0" || part.ends_with(b"\0\0");
+        let part = part.strip_suffix(b"\0").filter(|_| last).unwrap_or(part);
+        if part.is_empty() && !last {
+            return Err(garbled);
+        }
+        self.list.extend_from_slice(part);
+        if last {
+            names(operation, &self.list).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+}
