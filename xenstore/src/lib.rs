@@ -15,6 +15,7 @@ pub mod store;
 mod testing;
 pub mod transport;
 pub mod wire;
+pub mod xenbus;
 
 pub use permission::{Access, Permission};
 
