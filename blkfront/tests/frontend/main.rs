@@ -1,0 +1,9 @@
+//! The frontend against backends written by hand: honest ones, and those that lie, storm, stall
+//! and die.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod disk;
+mod hostile;
+mod queue;
+mod world;
