@@ -1,7 +1,10 @@
 //! A queue against a frontend that is no more than a ring: honest, and not.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod plain;
+
 use std::fs::File;
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,69 +12,41 @@ use std::time::Duration;
 use futures_channel::oneshot;
 use parapet_blkback::image::{Access as Use, FileImage, MemoryImage, NullImage, SECTOR_SIZE};
 use parapet_blkback::queue::{ImageOf, Queue, QueueError, QueueSetup};
-use parapet_blkback::request::{Layout, X86_32, X86_64};
+use parapet_blkback::request::{X86_32, X86_64};
 use parapet_blkback::stats::QueueStats;
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::loopback::{self, Domain, DomainConfig, Hypervisor};
 use parapet_hypervisor::memory::PAGE_SIZE;
 use parapet_hypervisor::seam::{Access, Channel, Events, Grant, Grants, Identity, Memory, Pages};
-use parapet_ring::{Front, Own, Peer};
+use parapet_ring::Peer;
 use parapet_xen_sys::GrantRef;
-use parapet_xen_sys::io::blkif::{self, Operation, Segment, Status, x86_32, x86_64};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use parapet_xen_sys::io::blkif::{Operation, Segment, Status, x86_64};
 
-/// A frontend's view of a layout.
-trait Wire: Layout {
-    type Request: IntoBytes + Immutable + Copy;
-    type Reply: FromBytes;
-    fn request(operation: u8, id: u64, sector: u64, segments: &[Segment]) -> Self::Request;
-    fn reply(reply: Self::Reply) -> (u64, Status);
-}
+use plain::{Plain, Wire};
 
-macro_rules! wire {
-    ($layout:ident, $module:ident) => {
-        impl Wire for $layout {
-            type Request = $module::Request;
-            type Reply = $module::Response;
-
-            fn request(operation: u8, id: u64, sector: u64, segments: &[Segment]) -> Self::Request {
-                let mut seg = [Segment::default(); blkif::MAX_SEGMENTS_PER_REQUEST];
-                seg[..segments.len()].copy_from_slice(segments);
-                $module::Request {
-                    operation,
-                    nr_segments: segments.len() as u8,
-                    id,
-                    sector_number: sector,
-                    seg,
-                    ..Default::default()
-                }
-            }
-
-            fn reply(reply: Self::Reply) -> (u64, Status) {
-                (reply.id, reply.status)
-            }
-        }
-    };
-}
-
-wire!(X86_64, x86_64);
-wire!(X86_32, x86_32);
-
-const PAGES: usize = 64;
-
+/// The frontend, and the queue that serves it.
 struct Guest<W: Wire> {
-    ring: Front<Own<loopback::Pages>, W::Request, W::Reply>,
-    channel: loopback::Channel,
-    pages: loopback::Pages,
-    grant: Option<loopback::Grant>,
+    plain: Plain<W>,
     stats: Arc<QueueStats>,
     stop: Option<oneshot::Sender<()>>,
     outcome: oneshot::Receiver<Result<(), QueueError>>,
     dom0: Domain,
     guest: Domain,
-    ring_memory: loopback::Pages,
-    _ring_grant: loopback::Grant,
     _hypervisor: Hypervisor,
+}
+
+impl<W: Wire> Deref for Guest<W> {
+    type Target = Plain<W>;
+
+    fn deref(&self) -> &Plain<W> {
+        &self.plain
+    }
+}
+
+impl<W: Wire> DerefMut for Guest<W> {
+    fn deref_mut(&mut self) -> &mut Plain<W> {
+        &mut self.plain
+    }
 }
 
 /// A guest with `PAGES` granted pages and a queue on `image`.
@@ -79,24 +54,16 @@ fn boot<W: Wire>(image: Arc<ImageOf<Domain>>, persistent: bool) -> Guest<W> {
     let hypervisor = Hypervisor::new(loopback::Config::default()).unwrap();
     let dom0 = hypervisor.create(DomainConfig::default()).unwrap();
     let guest = hypervisor.create(DomainConfig::default()).unwrap();
-    let to_dom0 = |pages| guest.grant(pages, dom0.domid(), Access::ReadWrite).unwrap();
-
-    let ring_memory = guest.allocate(1).unwrap();
-    let ring_grant = to_dom0(&ring_memory);
-    let ring = Front::new(Own(ring_memory.clone())).unwrap();
-    let channel = guest.alloc_unbound(dom0.domid()).unwrap();
-    let pages = guest.allocate(PAGES).unwrap();
-    let grant = to_dom0(&pages);
-
+    let plain = Plain::new(&guest, dom0.domid());
     let stats = Arc::new(QueueStats::default());
     let mapped = dom0
-        .map(guest.domid(), ring_grant.refs(), Access::ReadWrite)
+        .map(guest.domid(), plain.ring_grant.refs(), Access::ReadWrite)
         .unwrap();
     let queue = Queue::<Domain, W>::new(QueueSetup {
         place: dom0.clone(),
         peer: guest.domid(),
         ring: Peer::new(mapped).ok().unwrap(),
-        channel: dom0.bind(guest.domid(), channel.port()).unwrap(),
+        channel: dom0.bind(guest.domid(), plain.channel.port()).unwrap(),
         image,
         persistent,
         poll: Duration::ZERO,
@@ -112,85 +79,17 @@ fn boot<W: Wire>(image: Arc<ImageOf<Domain>>, persistent: bool) -> Guest<W> {
         let _ = done.send(queue.run(stop).await);
     });
     Guest {
-        ring,
-        channel,
-        pages,
-        grant: Some(grant),
+        plain,
         stats,
         stop: Some(stop),
         outcome,
         dom0,
         guest,
-        ring_memory,
-        _ring_grant: ring_grant,
         _hypervisor: hypervisor,
     }
 }
 
 impl<W: Wire> Guest<W> {
-    fn gref(&self, page: usize) -> GrantRef {
-        self.grant.as_ref().unwrap().refs()[page]
-    }
-
-    /// Sectors `first` to `last` of each page.
-    fn segments(&self, pages: std::ops::Range<usize>, first: u8, last: u8) -> Vec<Segment> {
-        pages
-            .map(|page| Segment {
-                gref: self.gref(page),
-                first_sect: first,
-                last_sect: last,
-                ..Default::default()
-            })
-            .collect()
-    }
-
-    fn push(&mut self, operation: Operation, id: u64, sector: u64, segments: &[Segment]) {
-        let request = W::request(operation as u8, id, sector, segments);
-        self.ring.push(&request).unwrap();
-    }
-
-    fn publish(&mut self) {
-        if self.ring.publish() {
-            self.channel.notify();
-        }
-    }
-
-    fn reply(&mut self) -> (u64, Status) {
-        loop {
-            if let Some(reply) = self.ring.take().unwrap() {
-                return W::reply(reply);
-            }
-            if !self.ring.arm().unwrap() {
-                block_on(self.channel.wait());
-            }
-        }
-    }
-
-    fn run(&mut self, operation: Operation, sector: u64, segments: &[Segment]) -> Status {
-        self.push(operation, 42, sector, segments);
-        self.publish();
-        let (id, status) = self.reply();
-        assert_eq!(id, 42);
-        status
-    }
-
-    fn fill(&self, page: usize, byte: u8) {
-        let bytes = [byte; PAGE_SIZE];
-        self.pages
-            .view()
-            .write_bytes(page * PAGE_SIZE, &bytes)
-            .unwrap();
-    }
-
-    fn page(&self, page: usize) -> Vec<u8> {
-        let mut bytes = vec![0; PAGE_SIZE];
-        self.pages
-            .view()
-            .read_bytes(page * PAGE_SIZE, &mut bytes)
-            .unwrap();
-        bytes
-    }
-
     fn stop(mut self) -> Result<(), QueueError> {
         drop(self.stop.take());
         block_on(&mut self.outcome).unwrap()

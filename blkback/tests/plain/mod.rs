@@ -1,0 +1,145 @@
+//! A frontend that is no more than a ring and some granted pages.
+#![allow(dead_code, reason = "each test uses its part")]
+
+use parapet_blkback::request::{Layout, X86_32, X86_64};
+use parapet_hypervisor::block_on;
+use parapet_hypervisor::loopback::{self, Domain};
+use parapet_hypervisor::memory::PAGE_SIZE;
+use parapet_hypervisor::seam::{Access, Channel, Events, Grant, Grants, Memory, Pages};
+use parapet_ring::{Front, Own};
+use parapet_xen_sys::io::blkif::{self, Operation, Segment, Status, x86_32, x86_64};
+use parapet_xen_sys::{DomId, GrantRef};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A frontend's view of a layout.
+pub trait Wire: Layout {
+    type Request: IntoBytes + Immutable + Copy;
+    type Reply: FromBytes;
+    fn request(operation: u8, id: u64, sector: u64, segments: &[Segment]) -> Self::Request;
+    fn reply(reply: Self::Reply) -> (u64, Status);
+}
+
+macro_rules! wire {
+    ($layout:ident, $module:ident) => {
+        impl Wire for $layout {
+            type Request = $module::Request;
+            type Reply = $module::Response;
+
+            fn request(operation: u8, id: u64, sector: u64, segments: &[Segment]) -> Self::Request {
+                let mut seg = [Segment::default(); blkif::MAX_SEGMENTS_PER_REQUEST];
+                seg[..segments.len()].copy_from_slice(segments);
+                $module::Request {
+                    operation,
+                    nr_segments: segments.len() as u8,
+                    id,
+                    sector_number: sector,
+                    seg,
+                    ..Default::default()
+                }
+            }
+
+            fn reply(reply: Self::Reply) -> (u64, Status) {
+                (reply.id, reply.status)
+            }
+        }
+    };
+}
+
+wire!(X86_64, x86_64);
+wire!(X86_32, x86_32);
+
+pub const PAGES: usize = 64;
+
+/// The frontend.
+pub struct Plain<W: Wire> {
+    pub ring: Front<Own<loopback::Pages>, W::Request, W::Reply>,
+    pub ring_memory: loopback::Pages,
+    pub ring_grant: loopback::Grant,
+    pub channel: loopback::Channel,
+    pub pages: loopback::Pages,
+    pub grant: loopback::Grant,
+}
+
+impl<W: Wire> Plain<W> {
+    /// One with `PAGES` pages granted to `backend`.
+    pub fn new(guest: &Domain, backend: DomId) -> Self {
+        let granted = |count| {
+            let pages = guest.allocate(count).unwrap();
+            let grant = guest.grant(&pages, backend, Access::ReadWrite).unwrap();
+            (pages, grant)
+        };
+        let (ring_memory, ring_grant) = granted(1);
+        let (pages, grant) = granted(PAGES);
+        Plain {
+            ring: Front::new(Own(ring_memory.clone())).unwrap(),
+            ring_memory,
+            ring_grant,
+            channel: guest.alloc_unbound(backend).unwrap(),
+            pages,
+            grant,
+        }
+    }
+
+    pub fn gref(&self, page: usize) -> GrantRef {
+        self.grant.refs()[page]
+    }
+
+    /// Sectors `first` to `last` of each page.
+    pub fn segments(&self, pages: std::ops::Range<usize>, first: u8, last: u8) -> Vec<Segment> {
+        pages
+            .map(|page| Segment {
+                gref: self.gref(page),
+                first_sect: first,
+                last_sect: last,
+                ..Default::default()
+            })
+            .collect()
+    }
+
+    pub fn push(&mut self, operation: Operation, id: u64, sector: u64, segments: &[Segment]) {
+        let request = W::request(operation as u8, id, sector, segments);
+        self.ring.push(&request).unwrap();
+    }
+
+    pub fn publish(&mut self) {
+        if self.ring.publish() {
+            self.channel.notify();
+        }
+    }
+
+    pub fn reply(&mut self) -> (u64, Status) {
+        loop {
+            if let Some(reply) = self.ring.take().unwrap() {
+                return W::reply(reply);
+            }
+            if !self.ring.arm().unwrap() {
+                block_on(self.channel.wait());
+            }
+        }
+    }
+
+    pub fn run(&mut self, operation: Operation, sector: u64, segments: &[Segment]) -> Status {
+        self.push(operation, 42, sector, segments);
+        self.publish();
+        let (id, status) = self.reply();
+        assert_eq!(id, 42);
+        status
+    }
+
+    pub fn fill(&self, page: usize, byte: u8) {
+        let bytes = [byte; PAGE_SIZE];
+        self.pages
+            .view()
+            .write_bytes(page * PAGE_SIZE, &bytes)
+            .unwrap();
+    }
+
+    pub fn page(&self, page: usize) -> Vec<u8> {
+        let mut bytes = vec![0; PAGE_SIZE];
+        self.pages
+            .view()
+            .read_bytes(page * PAGE_SIZE, &mut bytes)
+            .unwrap();
+        bytes
+    }
+}
