@@ -10,6 +10,8 @@
 //! belongs to one task, the pump. [`Client::over_ring`] makes both of a guest's xenstore page;
 //! [`blocking`] has a client for tools, over the unix socket.
 
+#[cfg(feature = "std")]
+pub mod blocking;
 mod pump;
 mod reply;
 #[cfg(test)]

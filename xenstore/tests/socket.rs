@@ -1,0 +1,279 @@
+//! xenstored on the loopback hypervisor, by its unix socket: with our own blocking client, and with
+//! the tools that Debian ships for Xen's (package xenstore-utils; without it those tests say so and
+//! check nothing).
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that panics is a test that failed"
+)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use parapet_hypervisor::block_on;
+use parapet_hypervisor::loopback::{Domain, DomainConfig, Hypervisor};
+use parapet_hypervisor::seam::prelude::*;
+use parapet_xen_sys::{DomId, Errno};
+use parapet_xenstore::Permission;
+use parapet_xenstore::client::blocking::Client;
+use parapet_xenstore::client::{self, Error};
+use parapet_xenstore::server::daemon::{Daemon, Handle};
+use parapet_xenstore::server::socket;
+use parapet_xenstore::store::Store;
+use parapet_xenstore::wire::Request;
+use tempfile::TempDir;
+
+/// A machine whose domain 0 runs xenstored.
+struct Host {
+    hypervisor: Hypervisor,
+    xenstored: Handle,
+    dir: TempDir,
+}
+
+impl Host {
+    fn new() -> Self {
+        let hypervisor = Hypervisor::new(Default::default()).unwrap();
+        let domain_0 = hypervisor.create(DomainConfig::default()).unwrap();
+        let (daemon, xenstored) =
+            Daemon::new(domain_0.clone(), Store::default(), |domid| domid.0 < 9);
+        domain_0.spawn(daemon.run());
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
+        let accept = socket::accept(domain_0.clone(), listener, xenstored.clone()).unwrap();
+        domain_0.spawn(accept);
+        Host {
+            hypervisor,
+            xenstored,
+            dir,
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    fn connect(&self) -> Client {
+        Client::connect(self.socket()).unwrap()
+    }
+
+    /// A guest with its own home, and its connection.
+    fn guest(&self) -> (Domain, client::Client) {
+        let guest = self.hypervisor.create(DomainConfig::default()).unwrap();
+        let interface = guest.xenstore();
+        let port = interface.channel.port();
+        let client = client::Client::over_ring(&guest, interface.page, interface.channel).unwrap();
+        let home = format!("/local/domain/{}", guest.domid());
+        let mut local = self.connect();
+        local.mkdir(&home).unwrap();
+        local
+            .set_permissions(&home, &[Permission::none(guest.domid())])
+            .unwrap();
+        block_on(self.xenstored.introduce(guest.domid(), port)).unwrap();
+        (guest, client)
+    }
+
+    fn tool(&self, name: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(format!("xenstore-{name}"));
+        command.args(arguments).env("XENSTORED_PATH", self.socket());
+        command
+    }
+
+    /// A tool's output, which is to succeed.
+    fn tells(&self, name: &str, arguments: &[&str]) -> String {
+        let output = self.tool(name, arguments).output().unwrap();
+        assert!(output.status.success(), "{name} {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+fn tools_are_installed() -> bool {
+    let found = Command::new("xenstore-ls").arg("-h").output().is_ok();
+    if !found {
+        eprintln!("skipped: apt-get install xenstore-utils");
+    }
+    found
+}
+
+#[test]
+fn a_blocking_client_uses_the_store() {
+    let host = Host::new();
+    let mut client = host.connect();
+    client.write("/a/b", "1").unwrap();
+    assert_eq!(client.read("/a/b").unwrap(), b"1");
+    assert_eq!(client.list("/a").unwrap(), ["b"]);
+    client.watch("/a", "t").unwrap();
+    assert_eq!(client.next_event().unwrap().path, "/a");
+    let mut other = host.connect();
+    let counted = other.transaction(|tx| {
+        let text = String::from_utf8(tx.read("/a/b")?).unwrap();
+        let count: u32 = text.parse().unwrap();
+        tx.write("/a/b", (count + 1).to_string())?;
+        Ok(count + 1)
+    });
+    assert_eq!(counted.unwrap(), 2);
+    let event = client.next_event().unwrap();
+    assert_eq!((&*event.path, &*event.token), ("/a/b", "t"));
+    client.unwatch("/a", "t").unwrap();
+    assert_eq!(
+        client.permissions("/a").unwrap(),
+        [Permission::none(DomId::ZERO)]
+    );
+    client.remove("/a").unwrap();
+    assert!(client.read("/a").unwrap_err().is_not_found());
+    for n in 0..1000 {
+        client.mkdir(&format!("/many/child-{n}")).unwrap();
+    }
+    assert_eq!(client.list("/many").unwrap().len(), 1000);
+    let help = Request::Control {
+        command: b"help",
+        arguments: vec![],
+    };
+    assert!(client.call(&help).unwrap().starts_with(b"check"));
+}
+
+#[test]
+fn guests_over_rings_and_clients_by_sockets_see_one_store() {
+    let host = Host::new();
+    let (guest, client) = host.guest();
+    let path = format!("/local/domain/{}/data/x", guest.domid());
+    let mut local = host.connect();
+    local.watch(&path, "t").unwrap();
+    local.next_event().unwrap();
+    block_on(client.write("data/x", "hello")).unwrap();
+    assert_eq!(local.next_event().unwrap().path, path);
+    assert_eq!(local.read(&path).unwrap(), b"hello");
+    let refused = block_on(client.write("/tool/x", "")).unwrap_err();
+    assert_eq!(refused.errno(), Some(Errno::EACCES));
+    host.xenstored.release(guest.domid());
+    assert_eq!(local.next_event().unwrap().path, path);
+    assert!(local.read(&path).unwrap_err().is_not_found());
+}
+
+#[test]
+fn clients_that_count_in_transactions_at_once_lose_none() {
+    let host = Host::new();
+    host.connect().write("/count", "0").unwrap();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = host.connect();
+                for _ in 0..50 {
+                    let add = |tx: &mut Client| {
+                        let text = String::from_utf8(tx.read("/count")?).unwrap();
+                        let next = text.parse::<u32>().unwrap() + 1;
+                        tx.write("/count", next.to_string())
+                    };
+                    client.transaction(add).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(host.connect().read("/count").unwrap(), b"200");
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_up_nobody_and_gets_everything() {
+    let host = Host::new();
+    let mut client = host.connect();
+    client.write("/big", [b'x'; 4000]).unwrap();
+    let mut lazy = UnixStream::connect(host.socket()).unwrap();
+    let mut writer = lazy.try_clone().unwrap();
+    const REQUESTS: u32 = 2000;
+    // More than all buffers on the way hold, so it blocks until somebody reads.
+    let flood = thread::spawn(move || {
+        for id in 0..REQUESTS {
+            let mut bytes = vec![];
+            let request = Request::Read(b"/big");
+            request.encode(id, 0, &mut bytes).unwrap();
+            writer.write_all(&bytes).unwrap();
+        }
+    });
+    for n in 0..100 {
+        client.write("/other", n.to_string()).unwrap();
+    }
+    let mut answer = [0; 4016];
+    for id in 0..REQUESTS {
+        lazy.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[4..8], id.to_ne_bytes());
+    }
+    flood.join().unwrap();
+}
+
+#[test]
+fn a_message_too_long_ends_that_connection_alone() {
+    let host = Host::new();
+    let mut bad = UnixStream::connect(host.socket()).unwrap();
+    let header: Vec<u8> = [2u32, 0, 0, 4097]
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
+    bad.write_all(&header).unwrap();
+    let mut rest = vec![];
+    bad.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"");
+    let missing = host.connect().read("/none").unwrap_err();
+    assert!(matches!(missing, Error::Refused { .. }));
+}
+
+#[test]
+fn debians_tools_work() {
+    if !tools_are_installed() {
+        return;
+    }
+    let host = Host::new();
+    host.tells("write", &["/a/b", "one", "/a/c", "two"]);
+    assert_eq!(host.tells("read", &["/a/b", "/a/c"]), "one\ntwo\n");
+    assert_eq!(host.tells("list", &["/a"]), "b\nc\n");
+    host.tells("exists", &["/a/b"]);
+    assert!(!host.tool("exists", &["/a/x"]).status().unwrap().success());
+    host.tells("chmod", &["/a/c", "n3", "r4"]);
+    let listed = host.tells("ls", &["-p", "/a"]);
+    // The tool fills up the line with dots.
+    let words: Vec<_> = listed
+        .split_whitespace()
+        .filter(|word| *word != ".")
+        .collect();
+    assert_eq!(
+        words,
+        ["b", "=", "\"one\"", "(n0)", "c", "=", "\"two\"", "(n3,r4)"]
+    );
+    assert_eq!(
+        host.tells("ls", &["-f", "/a"]),
+        "/a/b = \"one\"\n/a/c = \"two\"\n"
+    );
+    host.tells("rm", &["/a/b"]);
+    assert_eq!(host.tells("list", &["/a"]), "c\n");
+    let missing = host.tool("read", &["/a/b"]).output().unwrap();
+    assert!(!missing.status.success());
+    let mut client = host.connect();
+    for n in 0..800 {
+        client.mkdir(&format!("/many/child-{n}")).unwrap();
+    }
+    assert_eq!(host.tells("ls", &["/many"]).lines().count(), 800);
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn debians_watch_tool_hears_of_changes() {
+    if !tools_are_installed() {
+        return;
+    }
+    let host = Host::new();
+    let mut command = host.tool("watch", &["/w"]);
+    let mut watching = Killed(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(watching.0.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "/w");
+    host.connect().write("/w/x/y", "").unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "/w/x/y");
+}
