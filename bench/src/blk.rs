@@ -8,6 +8,7 @@ use crate::disk::{Image, is_tmpfs};
 use crate::machine::Machine;
 use crate::measure::{Metric, Sample};
 use crate::neighbours::Neighbours;
+use crate::ours;
 use crate::peers::{Program, eventfd, fio, qsd};
 use crate::placement::{Cores, Cpus, Placement};
 use crate::report::{Outcome, Report, RowReport, Settings};
@@ -186,7 +187,7 @@ pub(crate) struct Options {
 
 /// Everybody who may take part and is installed, and the programs that were looked for.
 fn contenders() -> (Vec<Box<dyn Contender>>, Vec<Program>) {
-    let mut contenders: Vec<Box<dyn Contender>> = Vec::new();
+    let mut contenders: Vec<Box<dyn Contender>> = vec![Box::new(ours::Halves)];
     let (daemon, fio) = (qsd::StorageDaemon::program(), fio::Fio::program());
     if daemon.version.is_some() {
         contenders.push(Box::new(qsd::StorageDaemon));

@@ -10,8 +10,7 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Standing {
-    /// Our own halves. (The variant is unused until they are registered in `blk.rs`.)
-    #[allow(dead_code)]
+    /// Our own halves.
     Ours,
     /// Somebody else's two halves that do the same work.
     Peer,

@@ -24,6 +24,7 @@ mod disk;
 mod machine;
 mod measure;
 mod neighbours;
+mod ours;
 mod peers;
 mod placement;
 mod report;

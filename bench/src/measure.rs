@@ -282,7 +282,7 @@ impl Window<'_> {
     }
 }
 
-/// The client's end of a device queue, driven from one thread.
+/// The client's end of a device queue, driven from one thread or one guest's task.
 pub(crate) trait Queue {
     /// Queues a read of the workload's block at `offset` (bytes) into the buffer of `slot`,
     /// `0..depth`, which is free. It need not be visible to the device before [`Queue::kick`].
@@ -296,7 +296,7 @@ pub(crate) trait Queue {
     ///
     /// # Errors
     /// A read failed, the device died, or nothing came for [`STALL`].
-    fn reap(&mut self, done: &mut Vec<usize>) -> Result<()>;
+    fn reap(&mut self, done: &mut Vec<usize>) -> impl Future<Output = Result<()>>;
 
     /// Notifications so far, in both directions.
     fn notifications(&mut self) -> Option<u64>;
@@ -307,7 +307,7 @@ pub(crate) const STALL: Duration = Duration::from_secs(10);
 
 /// Keeps `workload.depth` reads in flight, each completion replaced by a new read, until the
 /// time is over; then lets those in flight finish.
-pub(crate) fn closed_loop(
+pub(crate) async fn closed_loop(
     queue: &mut impl Queue,
     workload: &Workload,
     scope: &CpuScope,
@@ -325,7 +325,7 @@ pub(crate) fn closed_loop(
     let mut sample = None;
     while in_flight > 0 {
         done.clear();
-        queue.reap(&mut done)?;
+        queue.reap(&mut done).await?;
         let now = Instant::now();
         if sample.is_some() {
             in_flight -= done.len();
@@ -346,6 +346,7 @@ pub(crate) fn closed_loop(
 mod tests {
     use super::*;
     use crate::workload::{Disk, Pattern};
+    use parapet_hypervisor::block_on;
     use std::collections::VecDeque;
 
     #[test]
@@ -386,7 +387,7 @@ mod tests {
             Ok(())
         }
 
-        fn reap(&mut self, done: &mut Vec<usize>) -> Result<()> {
+        async fn reap(&mut self, done: &mut Vec<usize>) -> Result<()> {
             done.extend(self.submitted.drain(..self.submitted.len().div_ceil(2)));
             done.iter().for_each(|&slot| self.free[slot] = true);
             Ok(())
@@ -413,7 +414,7 @@ mod tests {
             kicks: 0,
         };
         let scope = CpuScope::new().thread(nix::unistd::gettid());
-        let sample = closed_loop(&mut queue, &workload, &scope).unwrap();
+        let sample = block_on(closed_loop(&mut queue, &workload, &scope)).unwrap();
         assert!(queue.free.iter().all(|&free| free));
         assert!(sample.iops > 0.0);
         assert!(sample.p50_ns <= sample.p99_ns);

@@ -10,6 +10,7 @@ use anyhow::{Result, bail};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{Pid, gettid};
+use parapet_hypervisor::block_on;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -74,7 +75,7 @@ impl Contender for RoundTrip {
                 polls,
                 notifications: 0,
             };
-            let sample = closed_loop(&mut queue, &workload, &cpu);
+            let sample = block_on(closed_loop(&mut queue, &workload, &cpu));
             over.store(true, Ordering::Release);
             there.write(1)?;
             match echo.join() {
@@ -116,7 +117,7 @@ impl Queue for PingPong<'_> {
         Ok(())
     }
 
-    fn reap(&mut self, done: &mut Vec<usize>) -> Result<()> {
+    async fn reap(&mut self, done: &mut Vec<usize>) -> Result<()> {
         self.notifications += wait(self.back, self.polls)?;
         done.push(0);
         Ok(())

@@ -9,6 +9,7 @@ use crate::placement::{Cores, Placement, pin};
 use crate::workload::{Disk, Workload};
 use anyhow::{Context, Result};
 use nix::unistd::{Pid, gettid};
+use parapet_hypervisor::block_on;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -83,7 +84,7 @@ fn measure(
         .to_str()
         .context("the temporary folder's name is not UTF-8")?;
     let mut queue = VhostQueue::connect(socket, workload, placement.polls())?;
-    closed_loop(&mut queue, workload, &scope)
+    block_on(closed_loop(&mut queue, workload, &scope))
 }
 
 const EXPORT: &str = "type=vhost-user-blk,id=e0,node-name=n0,addr.type=fd,addr.str=0,writable=on";

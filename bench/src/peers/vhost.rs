@@ -146,7 +146,7 @@ impl Queue for VhostQueue {
         Ok(())
     }
 
-    fn reap(&mut self, done: &mut Vec<usize>) -> Result<()> {
+    async fn reap(&mut self, done: &mut Vec<usize>) -> Result<()> {
         loop {
             for completion in self.queue.completions() {
                 if completion.ret != 0 {

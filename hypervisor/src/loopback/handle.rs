@@ -135,6 +135,11 @@ impl Domain {
 
     // ---- what a toolstack or a test wants to know ----
 
+    /// Whether there is a domain of that id on this one's host.
+    pub fn is_alive(&self, domid: DomId) -> bool {
+        self.0.machine.domain(domid).is_some()
+    }
+
     /// How many pages of other domains it has mapped.
     pub fn mappings(&self) -> usize {
         self.0.mappings.load(Ordering::Relaxed)

@@ -1,0 +1,208 @@
+//! Our own halves, in one process on the loopback hypervisor: blkfront's queue in a guest, blkback's
+//! in domain 0, each domain on the core of its half.
+
+use crate::contender::{Contender, Standing};
+use crate::measure::{CpuScope, Queue, Sample, closed_loop};
+use crate::placement::{Cores, Placement};
+use crate::workload::{Disk, Workload};
+use anyhow::{Context, Result, anyhow, bail};
+use parapet_blkback::image::{Access as ImageAccess, Spec};
+use parapet_blkback::queue::{Queue as Back, QueueSetup};
+use parapet_blkback::request::X86_64;
+use parapet_blkback::stats::QueueStats;
+use parapet_blkfront::{Buffer, Direction, MAX_REQUEST, Queue as Front};
+use parapet_hypervisor::loopback::{Config, Domain, DomainConfig, Hypervisor, Idle};
+use parapet_hypervisor::memory::PAGE_SIZE;
+use parapet_hypervisor::seam::prelude::*;
+use parapet_hypervisor::seam::{Access, yield_now};
+use parapet_ring::Peer;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+/// How long a polling backend looks before it sleeps: longer than any run.
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
+/// How often a polling frontend looks before it lets its hypervisor do something.
+const LOOKS: u32 = 256;
+
+/// blkfront and blkback.
+pub(crate) struct Halves;
+
+impl Contender for Halves {
+    fn name(&self) -> &'static str {
+        "parapet"
+    }
+
+    fn standing(&self) -> Standing {
+        Standing::Ours
+    }
+
+    fn serves(&self, _: &Workload, _: Placement) -> bool {
+        true
+    }
+
+    fn run(&mut self, workload: &Workload, placement: Placement, cores: Cores) -> Result<Sample> {
+        let same = cores.front == cores.back;
+        let hypervisor = Hypervisor::new(Config {
+            pcpus: if same { 1 } else { 2 },
+            cores: if same {
+                vec![cores.front]
+            } else {
+                vec![cores.front, cores.back]
+            },
+            idle: if placement.polls() {
+                Idle::Poll
+            } else {
+                Idle::Sleep
+            },
+            policy: None,
+        })?;
+        let domain = |name: &str, pcpu| {
+            hypervisor.create(DomainConfig {
+                name: name.into(),
+                pinned: Some(pcpu),
+                ..DomainConfig::default()
+            })
+        };
+        let dom0 = domain("backend", usize::from(!same))?;
+        let guest = domain("frontend", 0)?;
+
+        let polls = placement.polls();
+        let mut queue = GuestQueue::new(&guest, &dom0, workload, polls)?;
+        let stats = Arc::new(QueueStats::default());
+        queue.stats = Arc::clone(&stats);
+        let ring = dom0.map(guest.domid(), queue.front.ring_refs(), Access::ReadWrite)?;
+        let back: Back<Domain, X86_64> = Back::new(QueueSetup {
+            place: dom0.clone(),
+            peer: guest.domid(),
+            ring: Peer::new(ring).map_err(|_| anyhow!("the ring was mapped read-only"))?,
+            channel: dom0.bind(guest.domid(), queue.front.port())?,
+            image: image(&workload.disk)?.open(ImageAccess::ReadOnly)?,
+            persistent: true,
+            poll: if polls { FOR_EVER } else { Duration::ZERO },
+            stats,
+        })?;
+        let (result, backend_result) = mpsc::channel();
+        let guest_result = result.clone();
+        dom0.run(async move |_| {
+            if let Err(error) = back.run(std::future::pending()).await {
+                let _ = result.send(Err(error.into()));
+            }
+        });
+        let workload = workload.clone();
+        guest.run(async move |_| {
+            let scope = CpuScope::new().process(nix::unistd::getpid());
+            let sample = closed_loop(&mut queue, &workload, &scope).await;
+            let _ = guest_result.send(sample);
+        });
+        backend_result
+            .recv()
+            .context("the guest ended without a result")?
+    }
+}
+
+fn image(disk: &Disk) -> Result<Spec> {
+    let text = match disk {
+        Disk::Null { size } => format!("null:{size}"),
+        Disk::File { path, .. } => path
+            .to_str()
+            .context("the image's name is not UTF-8")?
+            .to_owned(),
+    };
+    Ok(text.parse()?)
+}
+
+/// The frontend's queue with a buffer for each slot of the workload.
+struct GuestQueue {
+    front: Front<Domain>,
+    buffers: Vec<Buffer<Domain>>,
+    block: usize,
+    /// Requests that the read of a slot still waits for: a read that no request can hold is split.
+    pieces: Vec<usize>,
+    polls: bool,
+    notifications: u64,
+    stats: Arc<QueueStats>,
+}
+
+impl GuestQueue {
+    fn new(guest: &Domain, dom0: &Domain, workload: &Workload, polls: bool) -> Result<Self> {
+        let block = workload.block as usize;
+        // 32 requests fit the first page of a ring, and twice as many twice the pages.
+        let slots = workload.depth * block.div_ceil(MAX_REQUEST);
+        let front = Front::new(guest, dom0.domid(), slots.div_ceil(32).next_power_of_two())?;
+        let pages = block.div_ceil(PAGE_SIZE);
+        let buffers = (0..workload.depth)
+            .map(|_| Buffer::new(guest, dom0.domid(), pages))
+            .collect::<Result<_, _>>()?;
+        Ok(GuestQueue {
+            front,
+            buffers,
+            block,
+            pieces: vec![0; workload.depth],
+            polls,
+            notifications: 0,
+            stats: Arc::default(),
+        })
+    }
+
+    fn take(&mut self, done: &mut Vec<usize>) -> Result<()> {
+        while let Some(completion) = self.front.complete()? {
+            completion.result?;
+            let slot = completion.token as usize;
+            self.pieces[slot] -= 1;
+            if self.pieces[slot] == 0 {
+                done.push(slot);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Queue for GuestQueue {
+    fn submit(&mut self, slot: usize, offset: u64) -> Result<()> {
+        let mut from = 0;
+        while from < self.block {
+            let to = (from + MAX_REQUEST).min(self.block);
+            let sector = (offset + from as u64) / 512;
+            let buffer = &self.buffers[slot];
+            self.front
+                .submit(slot as u64, Direction::Read, sector, buffer, from..to)?;
+            self.pieces[slot] += 1;
+            from = to;
+        }
+        Ok(())
+    }
+
+    fn kick(&mut self) -> Result<()> {
+        self.notifications += u64::from(self.front.publish());
+        Ok(())
+    }
+
+    async fn reap(&mut self, done: &mut Vec<usize>) -> Result<()> {
+        self.take(done)?;
+        while done.is_empty() {
+            if self.polls {
+                let mut looks = 0;
+                while done.is_empty() && looks < LOOKS {
+                    std::hint::spin_loop();
+                    self.take(done)?;
+                    looks += 1;
+                }
+                if looks == LOOKS {
+                    yield_now().await;
+                }
+            } else {
+                self.front.wait().await?;
+                self.take(done)?;
+            }
+        }
+        if self.front.capacity() < self.pieces.len() {
+            bail!("the ring is smaller than the workload's depth");
+        }
+        Ok(())
+    }
+
+    fn notifications(&mut self) -> Option<u64> {
+        Some(self.notifications + self.stats.notifications.get())
+    }
+}
