@@ -20,17 +20,17 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use futures_channel::oneshot;
-use parapet_hypervisor::seam::{Access, Backend, EventError, MapError};
+use parapet_hypervisor::seam::{self, Access, EventError, MapError};
 use parapet_ring::Peer;
-use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::xenbus::XenbusState;
+use parapet_xen_sys::{DomId, Errno};
 use parapet_xenstore::client::{self, Client, Watch};
+use parapet_xenstore::xenbus::{self, Backend, Closing, End, InitWait, Initialising, Keys};
 
 use crate::image::{OpenError, Spec, SpecError};
 use crate::negotiation::{Answer, Assignment, BadKey, Offer, Protocol};
@@ -47,7 +47,7 @@ pub struct Options {
 }
 
 /// A vbd's nodes and what is behind them.
-pub struct Device<P: Backend> {
+pub struct Device<P: seam::Backend> {
     place: P,
     store: Client,
     /// The backend's directory.
@@ -59,9 +59,9 @@ pub struct Device<P: Backend> {
 /// Why a device was closed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// The xenstore does not do its part.
+    /// The handshake failed.
     #[error(transparent)]
-    Store(#[from] client::Error),
+    Xenbus(#[from] xenbus::Error),
     /// A key makes no sense: the toolstack's or the frontend's.
     #[error(transparent)]
     Key(#[from] BadKey),
@@ -80,23 +80,23 @@ pub enum DeviceError {
     /// The queue ended.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// The queue's task ended without a word: its domain is being destroyed.
-    #[error("the queue's task is gone")]
-    QueueGone,
 }
 
-/// How a stage of a device's life ended.
-enum End {
-    /// The frontend closes, or is gone; it may come back.
-    Frontend,
-    /// The device is to go.
-    Removed,
+impl From<client::Error> for DeviceError {
+    fn from(error: client::Error) -> Self {
+        xenbus::Error::from(error).into()
+    }
 }
 
-/// The frontend's end.
-struct Frontend {
-    path: String,
-    domid: DomId,
+impl DeviceError {
+    /// The number that goes with the reason in the xenstore.
+    fn errno(&self) -> Errno {
+        match self {
+            DeviceError::Xenbus(_) | DeviceError::Key(_) | DeviceError::Spec(_) => Errno::EINVAL,
+            DeviceError::Ring(_) | DeviceError::Events(_) => Errno::EACCES,
+            DeviceError::Image(_) | DeviceError::Queue(_) => Errno::EIO,
+        }
+    }
 }
 
 /// A queue at work.
@@ -106,23 +106,72 @@ struct Running {
     outcome: oneshot::Receiver<Result<(), QueueError>>,
 }
 
-/// What tells that a state may have changed.
-struct Changes {
-    own: Watch,
-    frontend: Watch,
+/// Why a connection is over.
+enum Over {
+    /// The frontend has left.
+    Left,
+    /// The queue has ended by itself.
+    Ended(Result<(), DeviceError>),
 }
 
-impl Changes {
-    /// Waits for a change, or for `other`.
-    async fn or<F: Future + Unpin>(
+impl Running {
+    /// Waits until something has changed. Whether the connection is over by that.
+    async fn is_over(
         &mut self,
-        other: &mut F,
-    ) -> Result<Option<F::Output>, client::Error> {
+        end: &End,
+        changes: &mut Changes,
+    ) -> Result<Option<Over>, DeviceError> {
+        let ended = changes.or(&mut self.outcome).await?;
+        if let Some(outcome) = ended {
+            let outcome = outcome.unwrap_or(Ok(())).map_err(DeviceError::from);
+            return Ok(Some(Over::Ended(outcome)));
+        }
+        Ok(match frontend_state(end).await? {
+            // One that is back at the beginning has not said a word of closing: its guest crashed,
+            // or began anew.
+            XenbusState::Closing | XenbusState::Closed | XenbusState::Initialising => {
+                Some(Over::Left)
+            }
+            _ => None,
+        })
+    }
+
+    /// Makes sure that the queue has let go of everything, and says how it fared.
+    async fn stop(self, over: Over) -> Result<(), DeviceError> {
+        match over {
+            Over::Ended(outcome) => outcome,
+            Over::Left => {
+                drop(self.stop);
+                // A task that is gone has let go.
+                Ok(self.outcome.await.unwrap_or(Ok(()))?)
+            }
+        }
+    }
+}
+
+/// What tells that a state may have changed: ours, which the toolstack writes too, or the
+/// frontend's.
+struct Changes([Watch; 2]);
+
+impl Changes {
+    async fn of(end: &End) -> Result<Self, client::Error> {
+        let (own, other) = (end.own().base(), end.other().path("state"));
+        Ok(Changes([
+            end.client().watch(own).await?,
+            end.client().watch(&other).await?,
+        ]))
+    }
+
+    /// Waits for a change, or for `other`.
+    async fn or<F>(&mut self, other: &mut F) -> Result<Option<F::Output>, client::Error>
+    where
+        F: Future + Unpin,
+    {
         poll_fn(|cx| {
             if let Poll::Ready(output) = Pin::new(&mut *other).poll(cx) {
                 return Poll::Ready(Ok(Some(output)));
             }
-            for watch in [&mut self.own, &mut self.frontend] {
+            for watch in &mut self.0 {
                 if let Poll::Ready(event) = watch.poll_next(cx) {
                     return Poll::Ready(event.map(|_| None));
                 }
@@ -138,7 +187,22 @@ impl Changes {
     }
 }
 
-impl<P: Backend> Device<P> {
+/// The frontend's state; `Unknown` if it makes no sense, and `Closed` if it is gone.
+async fn frontend_state(end: &End) -> Result<XenbusState, DeviceError> {
+    match end.other().state().await {
+        Err(xenbus::Error::Peer { .. }) => Ok(XenbusState::Unknown),
+        state => Ok(state?),
+    }
+}
+
+/// Logs the reason, and leaves it where toolstacks look for it.
+async fn report(end: &End, error: &DeviceError) -> Result<(), client::Error> {
+    // A peer's words may be part of it.
+    let why: String = error.to_string().chars().take(512).collect();
+    end.report(error.errno(), &why).await
+}
+
+impl<P: seam::Backend> Device<P> {
     /// The device whose backend's directory is `path`, an absolute path in the xenstore that
     /// `store` leads to.
     pub fn new(
@@ -164,24 +228,92 @@ impl<P: Backend> Device<P> {
     /// # Errors
     /// What made it impossible to serve the device at all.
     pub async fn serve(self) -> Result<(), DeviceError> {
-        let outcome = self.live().await;
-        if let Err(error) = &outcome {
-            self.complain(error).await;
-            self.close(XenbusState::Closing).await?;
-            self.wait_closed().await?;
+        let outcome = match Backend::open(&self.store, &self.path).await {
+            Ok(backend) => self.live(backend).await,
+            Err(error) => self.give_up(error).await,
+        };
+        match outcome {
+            // The toolstack did not wait for us: there is nothing left to close.
+            Err(DeviceError::Xenbus(xenbus::Error::Store(error))) if error.is_not_found() => {}
+            outcome => outcome?,
         }
-        self.close(XenbusState::Closed).await?;
         if self.place.domid() != DomId::ZERO {
             // In domain 0 the toolstack does that.
-            ignore_missing(self.store.remove(&self.path).await)?;
+            match self.store.remove(&self.path).await {
+                Err(error) if error.is_not_found() => {}
+                removed => removed?,
+            }
         }
-        outcome
+        Ok(())
     }
 
-    async fn live(&self) -> Result<(), DeviceError> {
-        let assignment = Keys::read(&self.store, &self.path, Assignment::KEYS).await?;
-        let assignment = Assignment::parse(|key| assignment.get(key))?;
-        let frontend = self.frontend().await?;
+    /// Closes a device whose nodes the toolstack has not written as it must.
+    async fn give_up(&self, error: xenbus::Error) -> Result<(), DeviceError> {
+        if let xenbus::Error::Peer { .. } = error {
+            log::warn!("{}: {error}", self.path);
+            let own = Keys::new(self.store.clone(), self.path.clone());
+            own.set("state", u32::from(XenbusState::Closed)).await?;
+        }
+        Err(error.into())
+    }
+
+    async fn live(&self, mut backend: Backend<Initialising>) -> Result<(), DeviceError> {
+        let mut changes = Changes::of(&backend).await?;
+        let (image, offer) = match self.open_image(backend.own()).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                report(&backend, &error).await?;
+                backend.hotplug_failed(&error.to_string()).await?;
+                let closing = backend.close().await?;
+                while closing.is_online().await?
+                    && frontend_state(&closing).await? != XenbusState::Closed
+                {
+                    changes.next().await?;
+                }
+                closing.closed_first().await?;
+                return Err(error);
+            }
+        };
+        loop {
+            let keys = offer.keys();
+            let waiting = backend
+                .announce(|own| {
+                    let keys = keys.clone();
+                    async move {
+                        for (key, value) in keys {
+                            own.set(key, value).await?;
+                        }
+                        Ok(())
+                    }
+                })
+                .await?;
+            let closing = self.one_connection(waiting, &image, &mut changes).await?;
+            loop {
+                let frontend = frontend_state(&closing).await?;
+                // One back at the beginning waits for us to be so too.
+                if matches!(frontend, XenbusState::Closed | XenbusState::Initialising) {
+                    break;
+                }
+                changes.next().await?;
+            }
+            let closed = closing.closed_first().await?;
+            loop {
+                if !closed.is_online().await? {
+                    return Ok(());
+                }
+                if frontend_state(&closed).await? == XenbusState::Initialising {
+                    break;
+                }
+                changes.next().await?;
+            }
+            backend = closed.reopen().await?;
+        }
+    }
+
+    /// Finds out which disk it is.
+    async fn open_image(&self, own: &Keys) -> Result<(Arc<ImageOf<P>>, Offer), DeviceError> {
+        let keys = Found::read(own, Assignment::KEYS.iter().copied()).await?;
+        let assignment = Assignment::parse(|key| keys.get(key))?;
         let image: Arc<ImageOf<P>> = assignment.params.parse::<Spec>()?.open(assignment.access)?;
         let offer = Offer {
             sectors: image.sectors(),
@@ -190,108 +322,79 @@ impl<P: Backend> Device<P> {
             cdrom: assignment.cdrom,
             removable: assignment.removable,
         };
-        let mut changes = Changes {
-            own: self.store.watch(&self.path).await?,
-            frontend: self
-                .store
-                .watch(&format!("{}/state", frontend.path))
-                .await?,
-        };
-        loop {
-            if self.removal_asked().await? {
-                return Ok(());
-            }
-            self.make_offer(&offer).await?;
-            if let End::Removed = self.wait_for_answer(&frontend, &mut changes).await? {
-                return Ok(());
-            }
-            if let Err(error) = self.connection(&frontend, &image, &mut changes).await {
-                self.complain(&error).await;
-            }
-            self.set_state(XenbusState::Closing).await?;
-            if let End::Removed = self.wait_for_return(&frontend, &mut changes).await? {
-                return Ok(());
-            }
-        }
+        Ok((image, offer))
     }
 
-    /// One connection, from the frontend's answer until it closes.
-    async fn connection(
+    /// One connection: from the frontend's answer until it leaves, or until it is clear that there
+    /// will be none. By the end nothing of the frontend's is mapped.
+    async fn one_connection(
         &self,
-        frontend: &Frontend,
+        waiting: Backend<InitWait>,
         image: &Arc<ImageOf<P>>,
         changes: &mut Changes,
-    ) -> Result<(), DeviceError> {
-        let mut running = self.connect(frontend, image).await?;
-        self.set_state(XenbusState::Connected).await?;
-        self.while_connected(frontend, changes, &mut running)
-            .await?;
-        drop(running.stop);
-        running
-            .outcome
-            .await
-            .map_err(|_| DeviceError::QueueGone)??;
-        Ok(())
-    }
-
-    async fn frontend(&self) -> Result<Frontend, DeviceError> {
-        let keys = Keys::read(&self.store, &self.path, &["frontend", "frontend-id"]).await?;
-        let number = |value: String| u16::from_str(&value).ok().map(DomId);
-        Ok(Frontend {
-            path: keys.get("frontend").ok_or(BadKey::Missing("frontend"))?,
-            domid: keys
-                .get("frontend-id")
-                .and_then(number)
-                .filter(|domid| domid.is_domain())
-                .ok_or(BadKey::Missing("frontend-id"))?,
-        })
-    }
-
-    /// Writes what the frontend is to know, and lets it in, all at once.
-    async fn make_offer(&self, offer: &Offer) -> Result<(), DeviceError> {
-        let mut keys = offer.keys();
-        keys.push(("state", state_text(XenbusState::InitWait)));
-        self.write_keys(keys).await
-    }
-
-    /// Waits until the frontend has published its ring.
-    async fn wait_for_answer(
-        &self,
-        frontend: &Frontend,
-        changes: &mut Changes,
-    ) -> Result<End, DeviceError> {
+    ) -> Result<Backend<Closing>, DeviceError> {
         loop {
-            match self.state_of(&frontend.path).await? {
-                XenbusState::Initialised | XenbusState::Connected => return Ok(End::Frontend),
-                XenbusState::Unknown => return Ok(End::Removed),
-                _ if self.removal_asked().await? => return Ok(End::Removed),
+            if !waiting.is_online().await? {
+                return Ok(waiting.close().await?);
+            }
+            match frontend_state(&waiting).await? {
+                XenbusState::Initialised | XenbusState::Connected => break,
                 _ => changes.next().await?,
             }
         }
+        let mut running = match self.connect(&waiting, image).await {
+            Ok(running) => running,
+            Err(error) => {
+                report(&waiting, &error).await?;
+                return Ok(waiting.close().await?);
+            }
+        };
+        let connected = waiting.connect(async |_| Ok(())).await?;
+        loop {
+            if let Some(over) = running.is_over(&connected, changes).await? {
+                if let Err(error) = running.stop(over).await {
+                    report(&connected, &error).await?;
+                }
+                return Ok(connected.close().await?);
+            }
+            if !connected.is_online().await? {
+                break;
+            }
+        }
+        // The toolstack has asked the frontend to go, by way of our state, which may have been
+        // overwritten at that moment. It is served until it does go.
+        let closing = connected.close().await?;
+        let over = loop {
+            if let Some(over) = running.is_over(&closing, changes).await? {
+                break over;
+            }
+        };
+        if let Err(error) = running.stop(over).await {
+            report(&closing, &error).await?;
+        }
+        Ok(closing)
     }
 
     /// Reads the frontend's answer, takes what it names, and starts a queue on it.
     async fn connect(
         &self,
-        frontend: &Frontend,
+        waiting: &Backend<InitWait>,
         image: &Arc<ImageOf<P>>,
     ) -> Result<Running, DeviceError> {
         let keys: Vec<String> = Answer::keys().collect();
-        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        let keys = Keys::read(&self.store, &frontend.path, &keys).await?;
+        let keys = Found::read(waiting.other(), keys.iter().map(String::as_str)).await?;
         let answer = Answer::parse(|key| keys.get(key))?;
-        let ring = self
-            .place
-            .map(frontend.domid, &answer.ring, Access::ReadWrite)?;
+        let peer = waiting.other_domid();
+        let ring = self.place.map(peer, &answer.ring, Access::ReadWrite)?;
         let Ok(ring) = Peer::new(ring) else {
             // Asked for to be writable, and the place says that it is.
             return Err(MapError::Host(0).into());
         };
         let setup = QueueSetup {
             place: self.place.clone(),
-            peer: frontend.domid,
+            peer,
             ring,
-            channel: self.place.bind(frontend.domid, answer.port)?,
+            channel: self.place.bind(peer, answer.port)?,
             image: Arc::clone(image),
             persistent: answer.persistent,
             poll: self.options.poll,
@@ -317,191 +420,30 @@ impl<P: Backend> Device<P> {
         });
         Ok(Running { stop, outcome })
     }
-
-    /// Waits until the frontend wants to close, or is gone.
-    async fn while_connected(
-        &self,
-        frontend: &Frontend,
-        changes: &mut Changes,
-        running: &mut Running,
-    ) -> Result<(), DeviceError> {
-        loop {
-            match changes.or(&mut running.outcome).await? {
-                Some(Ok(outcome)) => outcome?,
-                Some(Err(_)) => return Err(DeviceError::QueueGone),
-                None => {}
-            }
-            match self.state_of(&frontend.path).await? {
-                XenbusState::Closing | XenbusState::Closed | XenbusState::Unknown => return Ok(()),
-                // It starts anew without a word of closing: a guest that crashed or kexec'd.
-                XenbusState::Initialising => return Ok(()),
-                _ => {}
-            }
-        }
-    }
-
-    /// Waits until the frontend has closed, and then until it comes again.
-    async fn wait_for_return(
-        &self,
-        frontend: &Frontend,
-        changes: &mut Changes,
-    ) -> Result<End, DeviceError> {
-        let mut closed = false;
-        loop {
-            match self.state_of(&frontend.path).await? {
-                XenbusState::Unknown => return Ok(End::Removed),
-                XenbusState::Initialising => return Ok(End::Frontend),
-                XenbusState::Closed => {
-                    if !self.is_online().await? {
-                        return Ok(End::Removed);
-                    }
-                    if !std::mem::replace(&mut closed, true) {
-                        self.set_state(XenbusState::Closed).await?;
-                    }
-                }
-                _ => {}
-            }
-            changes.next().await?;
-        }
-    }
-
-    /// After an error: waits until the frontend has closed, or the device is removed.
-    async fn wait_closed(&self) -> Result<(), DeviceError> {
-        let Ok(frontend) = self.frontend().await else {
-            return Ok(());
-        };
-        let mut changes = Changes {
-            own: self.store.watch(&self.path).await?,
-            frontend: self
-                .store
-                .watch(&format!("{}/state", frontend.path))
-                .await?,
-        };
-        loop {
-            let state = self.state_of(&frontend.path).await?;
-            let closed = matches!(state, XenbusState::Closed | XenbusState::Unknown);
-            if closed || !self.is_online().await? {
-                return Ok(());
-            }
-            changes.next().await?;
-        }
-    }
-
-    /// Whether the toolstack wants the device closed: it has written a state of ours.
-    async fn removal_asked(&self) -> Result<bool, DeviceError> {
-        Ok(match self.state_of(&self.path).await? {
-            XenbusState::Closing | XenbusState::Unknown => !self.is_online().await?,
-            _ => false,
-        })
-    }
-
-    async fn is_online(&self) -> Result<bool, DeviceError> {
-        let online = read(&self.store, &format!("{}/online", self.path)).await?;
-        Ok(online.is_some_and(|online| online == "1"))
-    }
-
-    /// The state under a directory; a missing or senseless one is `Unknown`.
-    async fn state_of(&self, path: &str) -> Result<XenbusState, DeviceError> {
-        let state = read(&self.store, &format!("{path}/state")).await?;
-        let number = state.and_then(|state| state.parse::<u32>().ok());
-        Ok(number
-            .and_then(|number| XenbusState::try_from(number).ok())
-            .unwrap_or(XenbusState::Unknown))
-    }
-
-    /// Sets our state.
-    async fn set_state(&self, state: XenbusState) -> Result<(), DeviceError> {
-        self.write_keys(vec![("state", state_text(state))]).await
-    }
-
-    /// Writes keys of ours at once; nothing if the toolstack wants the device closed, whose
-    /// `Closing` must not be lost.
-    async fn write_keys(&self, keys: Vec<(&'static str, String)>) -> Result<(), DeviceError> {
-        let closing = state_text(XenbusState::Closing);
-        let (keys, closing) = (&keys, &closing);
-        let written = self.store.transaction(|tx| async move {
-            let path = &self.path;
-            let state = read(&tx, &format!("{path}/state")).await?;
-            let online = read(&tx, &format!("{path}/online")).await?;
-            if state.as_ref() == Some(closing) && online.as_deref() != Some("1") {
-                return Ok(());
-            }
-            for (key, value) in keys {
-                tx.write(&format!("{path}/{key}"), value).await?;
-            }
-            Ok(())
-        });
-        Ok(written.await?)
-    }
-
-    /// Sets a last state, unless the toolstack has removed the directory: that must not come back.
-    async fn close(&self, state: XenbusState) -> Result<(), DeviceError> {
-        let path = format!("{}/state", self.path);
-        let written = self.store.transaction(|tx| {
-            let path = path.clone();
-            async move {
-                tx.read(&path).await?;
-                tx.write(&path, state_text(state)).await
-            }
-        });
-        Ok(ignore_missing(written.await)?)
-    }
-
-    /// Logs the reason, and leaves it where toolstacks look for it.
-    async fn complain(&self, error: &DeviceError) {
-        log::warn!("{}: {error}", self.path);
-        let home = format!("/local/domain/{}", self.place.domid());
-        let node = self.path.strip_prefix(&home).unwrap_or(&self.path);
-        let path = format!("{home}/error{node}/error");
-        let text: String = error.to_string().chars().take(512).collect();
-        if let Err(error) = self.store.write(&path, text).await {
-            log::debug!("{path}: {error}");
-        }
-    }
 }
 
-impl<P: Backend> fmt::Debug for Device<P> {
+impl<P: seam::Backend> fmt::Debug for Device<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Device").field(&self.path).finish()
     }
 }
 
 /// Some keys of a directory, as they were when read.
-struct Keys(Vec<(String, String)>);
+struct Found(Vec<(String, String)>);
 
-impl Keys {
-    async fn read(store: &Client, path: &str, keys: &[&str]) -> Result<Self, client::Error> {
+impl Found {
+    async fn read(folder: &Keys, keys: impl Iterator<Item = &str>) -> Result<Self, DeviceError> {
         let mut found = Vec::new();
         for key in keys {
-            if let Some(value) = read(store, &format!("{path}/{key}")).await? {
-                found.push(((*key).into(), value));
+            if let Some(value) = folder.find(key).await? {
+                found.push((key.into(), value));
             }
         }
-        Ok(Keys(found))
+        Ok(Found(found))
     }
 
     fn get(&self, wanted: &str) -> Option<String> {
         let found = self.0.iter().find(|(key, _)| key == wanted);
         found.map(|(_, value)| value.clone())
     }
-}
-
-/// A node's value, if there is such a node.
-async fn read(store: &Client, path: &str) -> Result<Option<String>, client::Error> {
-    match store.read(path).await {
-        Ok(value) => Ok(Some(String::from_utf8_lossy(&value).into_owned())),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn ignore_missing(result: Result<(), client::Error>) -> Result<(), client::Error> {
-    result.or_else(|error| match error.is_not_found() {
-        true => Ok(()),
-        false => Err(error),
-    })
-}
-
-fn state_text(state: XenbusState) -> String {
-    u32::from(state).to_string()
 }

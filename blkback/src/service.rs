@@ -43,6 +43,9 @@ pub struct Report {
     pub stats: Arc<QueueStats>,
 }
 
+/// So many reports, those of vbds that are no more are forgotten.
+const MOST_REPORTS: usize = 1024;
+
 /// Every vbd that a [`Service`] has met, for others to look at. Clones are the same list.
 #[derive(Debug, Clone, Default)]
 pub struct Reports(Arc<Mutex<BTreeMap<Vbd, Report>>>);
@@ -188,7 +191,13 @@ impl<P: Backend> Service<P> {
             error: None,
             stats: Arc::clone(&stats),
         };
-        self.reports.with(|reports| reports.insert(vbd, report));
+        self.reports.with(|reports| {
+            if reports.len() >= MOST_REPORTS {
+                // Guests come and go for years.
+                reports.retain(|_, report| report.alive);
+            }
+            reports.insert(vbd, report);
+        });
         let device = Device::new(
             self.place.clone(),
             self.store.clone(),

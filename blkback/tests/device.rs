@@ -279,6 +279,25 @@ fn an_image_that_cannot_be_used_closes_the_device_with_the_reason() {
 }
 
 #[test]
+fn nodes_that_a_toolstack_left_unfinished_close_the_device() {
+    let host = boot();
+    let back = "/local/domain/0/backend/vbd/1/51712";
+    host.set(back, "state", "1");
+    let vbd = Vbd {
+        number: 51712,
+        back: back.into(),
+        front: String::new(),
+    };
+    host.wait(&vbd, "6");
+    let mut reported = host.report(&vbd).error;
+    while reported.is_none() {
+        std::thread::yield_now();
+        reported = host.report(&vbd).error;
+    }
+    assert!(reported.unwrap().contains("frontend"));
+}
+
+#[test]
 fn what_a_frontend_breaks_is_its_own_device_and_it_may_try_again() {
     let host = boot();
     let good = host.attach(51712, "memory:1M", "w");

@@ -12,7 +12,7 @@ use parapet_xen_sys::{DomId, GrantRef};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A frontend's view of a layout.
-pub trait Wire: Layout {
+pub(crate) trait Wire: Layout {
     type Request: IntoBytes + Immutable + Copy;
     type Reply: FromBytes;
     fn request(operation: u8, id: u64, sector: u64, segments: &[Segment]) -> Self::Request;
@@ -48,21 +48,21 @@ macro_rules! wire {
 wire!(X86_64, x86_64);
 wire!(X86_32, x86_32);
 
-pub const PAGES: usize = 64;
+pub(crate) const PAGES: usize = 64;
 
 /// The frontend.
-pub struct Plain<W: Wire> {
-    pub ring: Front<Own<loopback::Pages>, W::Request, W::Reply>,
-    pub ring_memory: loopback::Pages,
-    pub ring_grant: loopback::Grant,
-    pub channel: loopback::Channel,
-    pub pages: loopback::Pages,
-    pub grant: loopback::Grant,
+pub(crate) struct Plain<W: Wire> {
+    pub(crate) ring: Front<Own<loopback::Pages>, W::Request, W::Reply>,
+    pub(crate) ring_memory: loopback::Pages,
+    pub(crate) ring_grant: loopback::Grant,
+    pub(crate) channel: loopback::Channel,
+    pub(crate) pages: loopback::Pages,
+    pub(crate) grant: loopback::Grant,
 }
 
 impl<W: Wire> Plain<W> {
     /// One with `PAGES` pages granted to `backend`.
-    pub fn new(guest: &Domain, backend: DomId) -> Self {
+    pub(crate) fn new(guest: &Domain, backend: DomId) -> Self {
         let granted = |count| {
             let pages = guest.allocate(count).unwrap();
             let grant = guest.grant(&pages, backend, Access::ReadWrite).unwrap();
@@ -80,12 +80,17 @@ impl<W: Wire> Plain<W> {
         }
     }
 
-    pub fn gref(&self, page: usize) -> GrantRef {
+    pub(crate) fn gref(&self, page: usize) -> GrantRef {
         self.grant.refs()[page]
     }
 
     /// Sectors `first` to `last` of each page.
-    pub fn segments(&self, pages: std::ops::Range<usize>, first: u8, last: u8) -> Vec<Segment> {
+    pub(crate) fn segments(
+        &self,
+        pages: std::ops::Range<usize>,
+        first: u8,
+        last: u8,
+    ) -> Vec<Segment> {
         pages
             .map(|page| Segment {
                 gref: self.gref(page),
@@ -96,18 +101,24 @@ impl<W: Wire> Plain<W> {
             .collect()
     }
 
-    pub fn push(&mut self, operation: Operation, id: u64, sector: u64, segments: &[Segment]) {
+    pub(crate) fn push(
+        &mut self,
+        operation: Operation,
+        id: u64,
+        sector: u64,
+        segments: &[Segment],
+    ) {
         let request = W::request(operation as u8, id, sector, segments);
         self.ring.push(&request).unwrap();
     }
 
-    pub fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         if self.ring.publish() {
             self.channel.notify();
         }
     }
 
-    pub fn reply(&mut self) -> (u64, Status) {
+    pub(crate) fn reply(&mut self) -> (u64, Status) {
         loop {
             if let Some(reply) = self.ring.take().unwrap() {
                 return W::reply(reply);
@@ -118,7 +129,12 @@ impl<W: Wire> Plain<W> {
         }
     }
 
-    pub fn run(&mut self, operation: Operation, sector: u64, segments: &[Segment]) -> Status {
+    pub(crate) fn run(
+        &mut self,
+        operation: Operation,
+        sector: u64,
+        segments: &[Segment],
+    ) -> Status {
         self.push(operation, 42, sector, segments);
         self.publish();
         let (id, status) = self.reply();
@@ -126,7 +142,7 @@ impl<W: Wire> Plain<W> {
         status
     }
 
-    pub fn fill(&self, page: usize, byte: u8) {
+    pub(crate) fn fill(&self, page: usize, byte: u8) {
         let bytes = [byte; PAGE_SIZE];
         self.pages
             .view()
@@ -134,7 +150,7 @@ impl<W: Wire> Plain<W> {
             .unwrap();
     }
 
-    pub fn page(&self, page: usize) -> Vec<u8> {
+    pub(crate) fn page(&self, page: usize) -> Vec<u8> {
         let mut bytes = vec![0; PAGE_SIZE];
         self.pages
             .view()
