@@ -51,6 +51,15 @@ impl<W: Wire> DerefMut for Guest<W> {
 
 /// A guest with `PAGES` granted pages and a queue on `image`.
 fn boot<W: Wire>(image: Arc<ImageOf<Domain>>, persistent: bool) -> Guest<W> {
+    boot_polling(image, persistent, Duration::ZERO)
+}
+
+/// One whose queue looks for requests that long before it sleeps.
+fn boot_polling<W: Wire>(
+    image: Arc<ImageOf<Domain>>,
+    persistent: bool,
+    poll: Duration,
+) -> Guest<W> {
     let hypervisor = Hypervisor::new(loopback::Config::default()).unwrap();
     let dom0 = hypervisor.create(DomainConfig::default()).unwrap();
     let guest = hypervisor.create(DomainConfig::default()).unwrap();
@@ -66,7 +75,7 @@ fn boot<W: Wire>(image: Arc<ImageOf<Domain>>, persistent: bool) -> Guest<W> {
         channel: dom0.bind(guest.domid(), plain.channel.port()).unwrap(),
         image,
         persistent,
-        poll: Duration::ZERO,
+        poll,
         stats: Arc::clone(&stats),
     })
     .unwrap();
@@ -221,6 +230,18 @@ fn requests_in_flight_on_a_file_complete_out_of_each_others_way() {
         done += 1;
     }
     assert_eq!(guest.stats.reads.errors.get(), 0);
+    guest.stop().unwrap();
+}
+
+#[test]
+fn a_queue_that_polls_needs_no_event_and_stops_when_asked() {
+    let (image, _file) = file(4096, Use::ReadWrite);
+    let mut guest = boot_polling::<X86_64>(image, true, Duration::from_secs(3600));
+    let segments = guest.segments(0..1, 0, 7);
+    for sector in 0..100 {
+        assert_eq!(guest.run(Operation::Write, sector, &segments), Status::OKAY);
+    }
+    assert_eq!(guest.stats.sleeps.get(), 0);
     guest.stop().unwrap();
 }
 
