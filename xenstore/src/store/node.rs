@@ -21,6 +21,8 @@ pub struct Node {
     born: u64,
     /// When value or permissions last changed.
     generation: u64,
+    /// There are no more levels of nodes below; there may be fewer.
+    height: u16,
 }
 
 impl Node {
@@ -31,6 +33,7 @@ impl Node {
             children: Children::default(),
             born: now,
             generation: now,
+            height: 0,
         }
     }
 
@@ -101,6 +104,12 @@ impl Node {
         Some(node)
     }
 
+    /// Notes that there are to be that many levels of nodes below.
+    pub(super) fn grow(&mut self, levels: usize) {
+        let levels = u16::try_from(levels).unwrap_or(u16::MAX);
+        self.height = self.height.max(levels);
+    }
+
     pub(super) fn set_value(&mut self, value: &[u8], now: u64) {
         self.value = value.into();
         self.generation = now;
@@ -129,6 +138,7 @@ impl Node {
             },
             born: self.born,
             generation: self.generation,
+            height: 0,
         }
     }
 
@@ -165,12 +175,13 @@ struct Children {
     generation: u64,
 }
 
-/// A guest chooses how deep a tree is: so it is taken apart with a list, not by recursion.
+/// Trees of that many levels are dropped by recursion.
+const SHALLOW: u16 = 16;
+
+/// A guest chooses how deep a tree is: so a deep one is taken apart with a list, not by recursion.
+/// The list costs time for every child, shared or not, so the usual shallow ones do without.
 impl Drop for Node {
     fn drop(&mut self) {
-        if self.children.map.is_empty() {
-            return;
-        }
         let mut orphans = Vec::new();
         take_children(self, &mut orphans);
         while let Some(orphan) = orphans.pop() {
@@ -182,6 +193,8 @@ impl Drop for Node {
 }
 
 fn take_children(node: &mut Node, to: &mut Vec<Arc<Node>>) {
-    let map = core::mem::replace(&mut node.children.map, RedBlackTreeMapSync::new_sync());
-    to.extend(map.values().cloned());
+    if node.height > SHALLOW {
+        let map = core::mem::replace(&mut node.children.map, RedBlackTreeMapSync::new_sync());
+        to.extend(map.values().cloned());
+    }
 }

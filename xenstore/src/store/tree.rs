@@ -100,14 +100,29 @@ impl Tree {
         path: &Path,
         change: impl FnOnce(&mut Node) -> R,
     ) -> Option<R> {
-        self.change_str(path.as_str(), change)
+        self.change_str(path.as_str(), 0, change)
     }
 
-    fn change_str<R>(&mut self, path: &str, change: impl FnOnce(&mut Node) -> R) -> Option<R> {
+    /// [`Tree::change`] for text, when so many `levels` are to be added below the node.
+    fn change_str<R>(
+        &mut self,
+        path: &str,
+        levels: usize,
+        change: impl FnOnce(&mut Node) -> R,
+    ) -> Option<R> {
         self.get_str(path)?;
+        let names = path.split('/').filter(|name| !name.is_empty());
+        let mut below = levels + names.clone().count();
         let mut node = Arc::make_mut(self.top_mut(path.starts_with('@')));
-        for name in path.split('/').filter(|name| !name.is_empty()) {
+        for name in names {
+            if levels > 0 {
+                node.grow(below);
+            }
+            below -= 1;
             node = Arc::make_mut(node.child_mut(name)?);
+        }
+        if levels > 0 {
+            node.grow(below);
         }
         Some(change(node))
     }
@@ -117,7 +132,7 @@ impl Tree {
         let (Some(parent), Some(name)) = (path.parent(), path.names().next_back()) else {
             return;
         };
-        self.change_str(parent, |parent| {
+        self.change_str(parent, 1, |parent| {
             parent.remove(name, now);
             parent.add(name, Arc::new(node), now);
         });
@@ -127,7 +142,7 @@ impl Tree {
     pub(super) fn remove(&mut self, path: &Path, now: u64) -> Option<Arc<Node>> {
         let name = path.names().next_back()?;
         self.get(path)?;
-        self.change_str(path.parent()?, |parent| parent.remove(name, now))?
+        self.change_str(path.parent()?, 0, |parent| parent.remove(name, now))?
     }
 
     /// Every node with its path, parents before children, specials included. What is below a node
