@@ -69,21 +69,33 @@ impl<G: Guest> Disk<G> {
     /// Starts the task that serves `queue`, to which a backend is connected that described its
     /// disk by `info`.
     ///
-    /// This is for those who have told the backend of the queue in their own way; with a xenstore
-    /// it is part of connecting.
+    /// This is for those who have told the backend of the queue in their own way; see
+    /// [`Disk::connect`].
     pub fn start(guest: &G, queue: Queue<G>, info: Info) -> Self {
+        let (disk, server) = Disk::assemble(guest, queue, info);
+        guest.spawn(async move { drop(server.run().await) });
+        disk
+    }
+
+    /// A disk, and the server of its queue, which must run for anything to happen.
+    pub(crate) fn assemble(guest: &G, queue: Queue<G>, info: Info) -> (Self, Server<G>) {
         let route = queue.route();
         let capacity = queue.capacity();
         let mailbox = Arc::new(Mailbox::new(capacity));
-        guest.spawn(Server::new(queue, Arc::clone(&mailbox)).run());
-        Disk(Arc::new(Shared {
+        let disk = Disk(Arc::new(Shared {
             guest: guest.clone(),
             route,
             info,
             sectors: AtomicU64::new(info.sectors),
-            queues: Box::new([mailbox]),
+            queues: Box::new([Arc::clone(&mailbox)]),
             pool: Pool::new(guest, route.backend, MAX_SEGMENTS_PER_REQUEST, capacity),
-        }))
+        }));
+        (disk, Server::new(queue, mailbox))
+    }
+
+    /// What its tasks and its handles share, one for each queue.
+    pub(crate) fn mailboxes(&self) -> Box<[Arc<Mailbox<G>>]> {
+        self.0.queues.clone()
     }
 
     /// What kind of disk it is, and its present size.

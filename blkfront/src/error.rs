@@ -58,6 +58,9 @@ pub enum Gone {
     /// The backend closed it, or is not there any more.
     #[error("the disk was closed by its backend")]
     BackendClosed,
+    /// The connection to xenstore is gone, by which its backend would tell us that it closes.
+    #[error("the disk was closed: the connection to xenstore is gone")]
+    Unwatched,
     /// We closed it.
     #[error("the disk was closed")]
     Closed,

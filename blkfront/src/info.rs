@@ -1,10 +1,11 @@
 //! What a backend says of its disk.
 
-use core::str::FromStr;
-
+use alloc::format;
 use alloc::string::String;
 
+use parapet_hypervisor::memory::PAGE_SIZE;
 use parapet_xen_sys::io::blkif::{DiskInfo, SECTOR_SIZE};
+use parapet_xenstore::xenbus::{Error, Keys};
 
 /// A disk, as its backend describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,22 +28,6 @@ pub struct Info {
     pub persistent: bool,
 }
 
-/// What a backend wrote into its directory and no honest one does.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    /// A key that must be there is not.
-    #[error("the backend says no `{0}`")]
-    Missing(&'static str),
-    /// A value that makes no sense.
-    #[error("the backend says `{key}` is {value:?}")]
-    Value {
-        /// The key.
-        key: &'static str,
-        /// Its value, cut off where it is long.
-        value: String,
-    },
-}
-
 impl Info {
     /// A writable disk of `sectors` sectors of 512 bytes that can do nothing else.
     pub const fn plain(sectors: u64) -> Self {
@@ -58,87 +43,57 @@ impl Info {
         }
     }
 
-    /// The keys of the backend's directory that [`Info::parse`] asks for.
-    pub const KEYS: [&'static str; 6] = [
-        SECTORS,
-        SECTOR_SIZE_KEY,
-        PHYSICAL_SECTOR_SIZE,
-        INFO,
-        FLUSH,
-        PERSISTENT,
-    ];
-
-    /// Reads them; `value` has the text of a key, or nothing if it is not there.
+    /// Reads what a backend wrote into its directory.
     ///
     /// # Errors
-    /// The backend's fault.
-    pub fn parse<'a>(value: impl Fn(&'static str) -> Option<&'a str>) -> Result<Self, Malformed> {
-        let sectors: u64 = number(SECTORS, value(SECTORS))?.ok_or(Malformed::Missing(SECTORS))?;
-        let sector_size: u32 =
-            number(SECTOR_SIZE_KEY, value(SECTOR_SIZE_KEY))?.unwrap_or(SECTOR_SIZE as u32);
-        let physical: u32 =
-            number(PHYSICAL_SECTOR_SIZE, value(PHYSICAL_SECTOR_SIZE))?.unwrap_or(sector_size);
-        let flags = number(INFO, value(INFO))?.unwrap_or(0);
+    /// [`Error::Peer`] for a key that is missing or makes no sense: the backend's fault. Else the
+    /// store's.
+    pub async fn read(backend: &Keys) -> Result<Self, Error> {
+        let sector_size = backend.get_or("sector-size", SECTOR_SIZE as u32).await?;
+        let flags = backend.get_or("info", 0).await?;
         let flags = DiskInfo::from_bits_truncate(flags);
-        let on = |key| Ok(number::<u32>(key, value(key))?.unwrap_or(0) != 0);
         let info = Info {
-            sectors,
+            sectors: backend.get("sectors").await?,
             sector_size,
-            physical_sector_size: physical,
+            physical_sector_size: backend.get_or("physical-sector-size", sector_size).await?,
             read_only: flags.contains(DiskInfo::READONLY),
             cdrom: flags.contains(DiskInfo::CDROM),
             removable: flags.contains(DiskInfo::REMOVABLE),
-            flush: on(FLUSH)?,
-            persistent: on(PERSISTENT)?,
+            flush: backend.get_or("feature-flush-cache", false).await?,
+            persistent: backend.get_or("feature-persistent", false).await?,
         };
-        info.check(value)
+        info.check().map_err(|(key, what)| Error::Peer {
+            path: backend.path(key),
+            what,
+        })?;
+        Ok(info)
     }
 
-    /// Whether the numbers are possible, each by itself and together.
-    fn check<'a>(self, value: impl Fn(&'static str) -> Option<&'a str>) -> Result<Self, Malformed> {
-        let impossible = |key| Err(malformed(key, value(key).unwrap_or_default()));
-        // A request is at least a sector, and at most MAX_REQUEST, which a page surely fits.
-        let sector = self.sector_size;
-        if !sector.is_power_of_two() || !(512..=4096).contains(&sector) {
-            return impossible(SECTOR_SIZE_KEY);
+    /// Whether the numbers are possible, each by itself and together; else the key of one that is
+    /// not, and why.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let (sector, physical) = (self.sector_size, self.physical_sector_size);
+        // A sector has to fit a page, so that every piece of a request is whole sectors.
+        if !sector.is_power_of_two() || !(SECTOR_SIZE..=PAGE_SIZE).contains(&(sector as usize)) {
+            let what = format!("is {sector}, and not 512, 1024, 2048 or 4096");
+            return Err(("sector-size", what));
         }
-        if self.physical_sector_size < sector || !self.physical_sector_size.is_multiple_of(sector) {
-            return impossible(PHYSICAL_SECTOR_SIZE);
+        if physical < sector || !physical.is_multiple_of(sector) {
+            let what = format!("is {physical}, and not a multiple of the sector size {sector}");
+            return Err(("physical-sector-size", what));
         }
-        // Bytes are counted in 64 bits.
         match self.bytes() {
-            Some(bytes) if bytes.is_multiple_of(sector.into()) => Ok(self),
-            _ => impossible(SECTORS),
+            Some(bytes) if bytes.is_multiple_of(sector.into()) => Ok(()),
+            _ => {
+                let what = format!("is {}, which is no size of a disk", self.sectors);
+                Err(("sectors", what))
+            }
         }
     }
 
-    /// Its size in bytes, if that fits 64 bits: it does for what [`Info::parse`] made.
+    /// Its size in bytes, if that fits 64 bits: it does for what [`Info::read`] gave.
     pub const fn bytes(&self) -> Option<u64> {
         self.sectors.checked_mul(SECTOR_SIZE as u64)
-    }
-}
-
-const SECTORS: &str = "sectors";
-const SECTOR_SIZE_KEY: &str = "sector-size";
-const PHYSICAL_SECTOR_SIZE: &str = "physical-sector-size";
-const INFO: &str = "info";
-const FLUSH: &str = "feature-flush-cache";
-const PERSISTENT: &str = "feature-persistent";
-
-/// A number in decimal, as xenstore has them.
-fn number<T: FromStr>(key: &'static str, text: Option<&str>) -> Result<Option<T>, Malformed> {
-    let Some(text) = text else { return Ok(None) };
-    match text.parse() {
-        Ok(number) if !text.starts_with('+') => Ok(Some(number)),
-        _ => Err(malformed(key, text)),
-    }
-}
-
-fn malformed(key: &'static str, value: &str) -> Malformed {
-    // What a backend writes may be long.
-    Malformed::Value {
-        key,
-        value: value.chars().take(40).collect(),
     }
 }
 
@@ -148,85 +103,57 @@ mod tests {
 
     use super::*;
 
-    fn parse(pairs: &[(&str, &str)]) -> Result<Info, Malformed> {
-        Info::parse(|key| pairs.iter().find(|pair| pair.0 == key).map(|pair| pair.1))
+    fn fault(info: Info) -> Option<&'static str> {
+        info.check().err().map(|(key, _)| key)
     }
 
     #[test]
-    fn what_is_not_said_has_its_default() {
-        assert_eq!(parse(&[("sectors", "2048")]), Ok(Info::plain(2048)));
-    }
-
-    #[test]
-    fn all_that_is_said_is_read() {
-        let info = parse(&[
-            ("sectors", "2048"),
-            ("sector-size", "4096"),
-            ("physical-sector-size", "8192"),
-            ("info", "13"),
-            ("feature-flush-cache", "1"),
-            ("feature-persistent", "1"),
-        ]);
-        let expected = Info {
-            sectors: 2048,
-            sector_size: 4096,
-            physical_sector_size: 8192,
-            read_only: true,
-            cdrom: true,
-            removable: false,
-            flush: true,
-            persistent: true,
-        };
-        assert_eq!(info, Ok(expected), "flags that nobody knows are ignored");
-    }
-
-    #[test]
-    fn nonsense_is_the_backends_fault_and_never_a_panic() {
-        assert_eq!(parse(&[]), Err(Malformed::Missing("sectors")));
-        for (key, value) in [
-            ("sectors", ""),
-            ("sectors", "-1"),
-            ("sectors", "+1"),
-            ("sectors", " 1"),
-            ("sectors", "0x10"),
-            ("sectors", "18446744073709551616"),
-            ("sectors", "18446744073709551615"),
-            ("sector-size", "0"),
-            ("sector-size", "256"),
-            ("sector-size", "513"),
-            ("sector-size", "8192"),
-            ("sector-size", "4294967296"),
-            ("physical-sector-size", "0"),
-            ("physical-sector-size", "256"),
-            ("physical-sector-size", "513"),
-            ("info", "read-only"),
-            ("feature-flush-cache", "yes"),
-            ("feature-persistent", "-1"),
-        ] {
-            let result = parse(&[(key, value), ("sectors", "8")]);
-            assert!(
-                matches!(&result, Err(Malformed::Value { key: named, .. }) if *named == key),
-                "{key}={value}: {result:?}"
-            );
+    fn a_sector_is_a_power_of_two_that_fits_a_page() {
+        for sector_size in [0, 1, 256, 513, 3 * 512, 8192, 1 << 31, u32::MAX] {
+            let info = Info {
+                sector_size,
+                physical_sector_size: sector_size,
+                ..Info::plain(80)
+            };
+            assert_eq!(fault(info), Some("sector-size"), "{sector_size}");
         }
-        let odd = parse(&[("sectors", "9"), ("sector-size", "4096")]);
-        assert!(odd.is_err(), "the last sector of 4096 bytes is not whole");
+    }
+
+    #[test]
+    fn a_physical_sector_is_whole_sectors() {
+        for (physical_sector_size, possible) in
+            [(0, false), (512, false), (4096, true), (6144, false)]
+        {
+            let info = Info {
+                sector_size: 4096,
+                physical_sector_size,
+                ..Info::plain(80)
+            };
+            assert_eq!(fault(info).is_none(), possible, "{physical_sector_size}");
+        }
+    }
+
+    #[test]
+    fn a_disk_is_whole_sectors_and_its_bytes_can_be_counted() {
+        assert_eq!(fault(Info::plain(0)), None, "an empty drive");
+        assert_eq!(fault(Info::plain(u64::MAX / 512)), None);
+        assert_eq!(fault(Info::plain(u64::MAX / 512 + 1)), Some("sectors"));
+        let odd = Info {
+            sector_size: 4096,
+            physical_sector_size: 4096,
+            ..Info::plain(9)
+        };
+        assert_eq!(fault(odd), Some("sectors"));
     }
 
     proptest! {
         #[test]
-        fn whatever_passes_has_a_size_and_a_sector(values in any::<[u64; 4]>(), text in "\\PC{0,8}") {
-            let values = values.map(|value| alloc::format!("{value}"));
-            for [a, b, c, d] in [[0, 1, 2, 3], [3, 2, 1, 0]] {
-                let keys = [("sectors", a), ("sector-size", b), ("physical-sector-size", c), ("info", d)];
-                for odd in 0..5 {
-                    let value = |key| keys.iter().position(|pair| pair.0 == key).map(|at| {
-                        if at == odd { text.as_str() } else { values[keys[at].1].as_str() }
-                    });
-                    if let Ok(info) = Info::parse(value) {
-                        prop_assert!(info.bytes().is_some());
-                        prop_assert!(info.sector_size.is_power_of_two());
-                    }
+        fn whatever_passes_can_be_reckoned_with(sectors: u64, sector_size: u32, physical: u32, shift in 0u32..16) {
+            for sector_size in [sector_size, 1 << shift] {
+                let info = Info { sector_size, physical_sector_size: physical, ..Info::plain(sectors) };
+                if info.check().is_ok() {
+                    prop_assert!(info.bytes().is_some());
+                    prop_assert!(PAGE_SIZE.is_multiple_of(info.sector_size as usize));
                 }
             }
         }

@@ -24,16 +24,18 @@
 //!   caller and the slots.
 //! * [`Disk`] is a handle that any number of tasks share: `read`, `write` and `flush` on granted
 //!   [`Buffer`]s without a copy, `read_at` and `write_at` on any memory with one. A plain thread
-//!   uses the same through `parapet_hypervisor::block_on`.
+//!   uses the same through `parapet_hypervisor::block_on`, or a `BlockingDisk` (feature `std`) as a
+//!   stream.
 //! * [`Buffer`] is memory that the backend may reach for as long as the buffer lives, so that
 //!   nothing is granted on the way of a request.
-//! * [`Info`] is what the backend says of its disk; [`vdev`] has the names of disks.
+//! * [`Disk::connect`] is the handshake over xenstore, after which [`Info`] is what the backend says
+//!   of its disk. [`vdev`] has the names of disks.
 //!
 //! # Whom to trust
 //!
 //! Nobody at the other end. An id that is not outstanding, an answer given twice or to another
 //! operation, a ring index that jumps, a key in xenstore that makes no sense: each is a value of an
-//! error type ([`Violation`], [`Malformed`]) that ends the device, and everything that waits for it
+//! error type ([`Violation`], [`ConnectError`]) that ends the device, and everything that waits for it
 //! gets an error with the reason. Nothing is read from shared memory but responses, each once, and
 //! data, which is as the backend wants it to be in any case.
 //!
@@ -45,7 +47,10 @@
 
 extern crate alloc;
 
+#[cfg(feature = "std")]
+mod blocking;
 pub mod buffer;
+mod connect;
 mod disk;
 mod error;
 mod info;
@@ -55,9 +60,12 @@ pub mod queue;
 mod request;
 pub mod vdev;
 
+#[cfg(feature = "std")]
+pub use blocking::BlockingDisk;
 pub use buffer::{Buffer, BufferError, Pool};
+pub use connect::ConnectError;
 pub use disk::Disk;
 pub use error::{Error, Gone};
-pub use info::{Info, Malformed};
+pub use info::Info;
 pub use queue::{Completion, Failure, Queue, QueueError, SubmitError, Violation};
 pub use request::{Direction, MAX_REQUEST, Unfit};

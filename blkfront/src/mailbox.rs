@@ -230,35 +230,42 @@ impl<G: Guest> Drop for Ticket<'_, G> {
 
 /// A queue's task: owns the queue alone, and ends with it.
 pub(crate) struct Server<G: Guest> {
-    queue: Queue<G>,
+    /// None once it was given up.
+    queue: Option<Queue<G>>,
     mailbox: Arc<Mailbox<G>>,
 }
 
 impl<G: Guest> Server<G> {
     pub(crate) fn new(queue: Queue<G>, mailbox: Arc<Mailbox<G>>) -> Self {
-        Server { queue, mailbox }
+        Server {
+            queue: Some(queue),
+            mailbox,
+        }
     }
 
-    /// Serves until the mailbox is closed or the backend breaks the protocol; then everything
-    /// fails, and the ring is given up.
-    pub(crate) async fn run(mut self) {
+    /// Serves until the mailbox is closed or the backend breaks the protocol. Then everything
+    /// fails, and the queue is given up: it still has the memory that the backend may be using.
+    pub(crate) async fn run(mut self) -> Option<Queue<G>> {
         poll_fn(|cx| self.poll(cx)).await;
+        self.fail_all();
+        self.queue.take()
     }
 
     /// One turn: takes what was answered, submits what was asked for, and goes behind the others.
     /// Each turn is bounded by the number of slots.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.mailbox.server.register(cx.waker());
-        if self.mailbox.is_closed() {
+        let Server { queue, mailbox } = self;
+        mailbox.server.register(cx.waker());
+        let Some(queue) = queue.as_mut().filter(|_| !mailbox.is_closed()) else {
             return Poll::Ready(());
-        }
-        let ready = self.turn().map_or_else(
-            |violation| Poll::Ready(Err(violation)),
-            |()| self.queue.poll_ready(cx),
-        );
+        };
+        let ready = match turn(queue, mailbox) {
+            Ok(()) => queue.poll_ready(cx),
+            Err(violation) => Poll::Ready(Err(violation)),
+        };
         match ready {
             Poll::Ready(Err(violation)) => {
-                self.mailbox.close(violation.into());
+                mailbox.close(violation.into());
                 Poll::Ready(())
             }
             Poll::Ready(Ok(())) => {
@@ -269,43 +276,50 @@ impl<G: Guest> Server<G> {
         }
     }
 
-    fn turn(&mut self) -> Result<(), Violation> {
-        while let Some(completion) = self.queue.complete()? {
-            let status = match completion.result {
-                Ok(()) => Status::OKAY,
-                Err(Failure::Unsupported) => Status::EOPNOTSUPP,
-                Err(Failure::Io(status)) => status,
-            };
-            let state = u32::from(status.0 as u16) << STATUS_SHIFT | ANSWERED;
-            // A token is the number of a place.
-            self.mailbox.answer(completion.token as u16, state);
-        }
-        while self.queue.free() > 0
-            && let Some(Command { place, work }) = self.mailbox.commands.pop()
-        {
-            match self.queue.enqueue(place.into(), work) {
-                Ok(()) => {}
-                Err(SubmitError::Violation(violation)) => {
-                    self.mailbox.close(violation.into());
-                    self.mailbox.answer(place, FAILED);
-                    return Err(violation);
-                }
-                Err(error @ (SubmitError::Full(_) | SubmitError::Unfit(_))) => {
-                    unreachable!("a slot is free and the work was checked: {error}")
-                }
-            }
-        }
-        self.queue.publish();
-        Ok(())
-    }
-}
-
-impl<G: Guest> Drop for Server<G> {
-    fn drop(&mut self) {
+    fn fail_all(&self) {
         self.mailbox.close(Gone::Stopped);
-        for place in self.queue.outstanding() {
+        for place in self.queue.iter().flat_map(Queue::outstanding) {
+            // A token is the number of a place.
             self.mailbox.answer(place as u16, FAILED);
         }
         self.mailbox.fail_commands();
+    }
+}
+
+fn turn<G: Guest>(queue: &mut Queue<G>, mailbox: &Mailbox<G>) -> Result<(), Violation> {
+    while let Some(completion) = queue.complete()? {
+        let status = match completion.result {
+            Ok(()) => Status::OKAY,
+            Err(Failure::Unsupported) => Status::EOPNOTSUPP,
+            Err(Failure::Io(status)) => status,
+        };
+        let state = u32::from(status.0 as u16) << STATUS_SHIFT | ANSWERED;
+        mailbox.answer(completion.token as u16, state);
+    }
+    while queue.free() > 0
+        && let Some(Command { place, work }) = mailbox.commands.pop()
+    {
+        match queue.enqueue(place.into(), work) {
+            Ok(()) => {}
+            Err(SubmitError::Violation(violation)) => {
+                mailbox.close(violation.into());
+                mailbox.answer(place, FAILED);
+                return Err(violation);
+            }
+            Err(error @ (SubmitError::Full(_) | SubmitError::Unfit(_))) => {
+                unreachable!("a slot is free and the work was checked: {error}")
+            }
+        }
+    }
+    queue.publish();
+    Ok(())
+}
+
+/// When the task is dropped, as with its domain, nobody is left to answer.
+impl<G: Guest> Drop for Server<G> {
+    fn drop(&mut self) {
+        if self.queue.is_some() {
+            self.fail_all();
+        }
     }
 }

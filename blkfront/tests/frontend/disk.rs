@@ -1,13 +1,14 @@
 //! A disk that tasks share, in front of an honest backend.
 
 use std::future::Future;
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 
 use futures_util::future::{join_all, poll_immediate};
-use parapet_blkfront::{Disk, Error, Gone, Info, MAX_REQUEST, Unfit};
+use parapet_blkfront::{BlockingDisk, Disk, Error, Gone, Info, MAX_REQUEST, Unfit};
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::loopback::Domain;
 use parapet_hypervisor::seam::prelude::*;
@@ -351,4 +352,32 @@ fn a_closed_disk_answers_everything_with_the_reason() {
     disk.close(Gone::Closed);
     assert_eq!(block_on(disk.flush()), gone, "the first reason stands");
     assert_eq!(disk.gone(), Some(Gone::BackendClosed));
+}
+
+#[test]
+fn a_thread_reads_and_writes_a_disk_as_a_stream_to_its_end() {
+    let world = World::new(1);
+    let (disk, image) = served(&world, FLUSHABLE);
+    let size = image.lock().unwrap().len();
+    let bytes = pattern(0, size, 3);
+    let mut stream = BlockingDisk::new(disk);
+    stream.write_all(&bytes).unwrap();
+    stream.flush().unwrap();
+    assert_eq!(stream.write(&[0; 512]).unwrap(), 0, "the disk is full");
+    assert!(*image.lock().unwrap() == bytes);
+    assert_eq!(
+        stream.seek(SeekFrom::End(-1024)).unwrap(),
+        size as u64 - 1024
+    );
+    assert!(stream.seek(SeekFrom::Current(i64::MIN)).is_err());
+    let mut rest = [0; 4096];
+    assert_eq!(stream.read(&mut rest).unwrap(), 1024, "as much as there is");
+    assert_eq!(rest[..1024], bytes[size - 1024..]);
+    stream.seek(SeekFrom::Start(1)).unwrap();
+    let misaligned = stream.read(&mut rest).unwrap_err();
+    assert_eq!(misaligned.kind(), ErrorKind::InvalidInput);
+    stream.rewind().unwrap();
+    let mut all = vec![0; size];
+    stream.read_exact(&mut all).unwrap();
+    assert!(all == bytes);
 }

@@ -12,7 +12,7 @@ use parapet_hypervisor::seam::prelude::*;
 use parapet_ring::{Back, BackLink, Peer};
 use parapet_xen_sys::io::blkif::native::{Request, Response, Slot};
 use parapet_xen_sys::io::blkif::{Operation, SECTOR_SIZE, Status};
-use parapet_xen_sys::{DomId, GrantRef};
+use parapet_xen_sys::{DomId, GrantRef, Port};
 
 pub(crate) struct World {
     // Dropped last, and with it whatever runs still.
@@ -43,7 +43,12 @@ impl World {
     /// A queue, and a backend connected to it.
     pub(crate) fn queue(&self) -> (Queue<Domain>, TestBack) {
         let queue = Queue::new(&self.guest, self.back.domid(), 1).unwrap();
-        let backend = TestBack::connect(&self.back, self.guest.domid(), &queue);
+        let backend = TestBack::new(
+            &self.back,
+            self.guest.domid(),
+            queue.ring_refs(),
+            queue.port(),
+        );
         (queue, backend)
     }
 
@@ -91,18 +96,18 @@ pub(crate) fn answer(request: &Request, status: Status) -> Response {
 }
 
 impl TestBack {
-    fn connect(domain: &Domain, frontend: DomId, queue: &Queue<Domain>) -> Self {
-        let ring = domain.map(frontend, queue.ring_refs(), Access::ReadWrite);
-        let Ok(ring) = Peer::new(ring.unwrap()) else {
+    /// Maps the ring of `frontend` and binds its port.
+    pub(crate) fn new(domain: &Domain, frontend: DomId, refs: &[GrantRef], port: Port) -> Self {
+        let map = || domain.map(frontend, refs, Access::ReadWrite).unwrap();
+        let Ok(ring) = Peer::new(map()) else {
             panic!("it was mapped to be written");
         };
-        let again = domain.map(frontend, queue.ring_refs(), Access::ReadWrite);
-        let channel = domain.bind(frontend, queue.port()).unwrap();
+        let channel = domain.bind(frontend, port).unwrap();
         TestBack {
             link: BackLink::new(Back::attach(ring).unwrap(), channel),
             domain: domain.clone(),
             frontend,
-            ring: again.unwrap(),
+            ring: map(),
             pages: HashMap::new(),
         }
     }

@@ -1,0 +1,305 @@
+//! The handshake, over our own xenstored, with a backend written by hand.
+
+use std::future::{Future, pending};
+use std::pin::pin;
+use std::sync::mpsc;
+
+use futures_util::future::{join_all, select};
+use parapet_blkfront::{ConnectError, Disk, Error, Gone, Queue, Violation};
+use parapet_hypervisor::block_on;
+use parapet_hypervisor::loopback::{Config, Domain, DomainConfig, Hypervisor};
+use parapet_hypervisor::seam::prelude::*;
+use parapet_xen_sys::io::blkif::Status;
+use parapet_xen_sys::io::xenbus::XenbusState;
+use parapet_xen_sys::{DomId, GrantRef, Port};
+use parapet_xenstore::client::Client;
+use parapet_xenstore::server::daemon::Daemon;
+use parapet_xenstore::store::Store;
+use parapet_xenstore::xenbus::{self, Backend, Connected, DeviceNodes};
+
+use crate::world::{TestBack, answer, image};
+
+/// A machine whose domain 0 has a xenstored, and a guest with the nodes of one disk.
+struct Stage {
+    toolstack: Client,
+    /// The guest's.
+    client: Client,
+    dom0: Domain,
+    guest: Domain,
+    _hypervisor: Hypervisor,
+}
+
+const DISK: &str = "device/vbd/51712";
+
+impl Stage {
+    fn new() -> Self {
+        let hypervisor = Hypervisor::new(Config {
+            pcpus: 1,
+            ..Config::default()
+        })
+        .unwrap();
+        let dom0 = hypervisor.create(DomainConfig::default()).unwrap();
+        let guest = hypervisor.create(DomainConfig::default()).unwrap();
+        let (daemon, xenstored) =
+            Daemon::new(dom0.clone(), Store::default(), |domid: DomId| domid.0 < 10);
+        dom0.spawn(daemon.run());
+        let toolstack = Client::start(&dom0, xenstored.connect());
+        let interface = guest.xenstore();
+        let port = interface.channel.port();
+        let client = Client::over_ring(&guest, interface.page, interface.channel).unwrap();
+        let home = format!("/local/domain/{}", guest.domid());
+        block_on(async {
+            xenstored.introduce(guest.domid(), port).await.unwrap();
+            toolstack.mkdir(&home).await.unwrap();
+            let own = [parapet_xenstore::Permission::none(guest.domid())];
+            toolstack.set_permissions(&home, &own).await.unwrap();
+            nodes(&guest).create(&toolstack).await.unwrap();
+        });
+        Stage {
+            toolstack,
+            client,
+            dom0,
+            guest,
+            _hypervisor: hypervisor,
+        }
+    }
+
+    fn connect(&self) -> Result<Disk<Domain>, ConnectError> {
+        block_on(Disk::connect(&self.guest, &self.client, DISK))
+    }
+
+    /// Starts a backend that says `keys` of its disk and, once connected, does what `then` does.
+    fn backend<F>(
+        &self,
+        keys: &'static [(&'static str, &'static str)],
+        then: impl FnOnce(Backend<Connected>, TestBack) -> F + Send + 'static,
+    ) where
+        F: Future<Output = ()> + Send,
+    {
+        let path = nodes(&self.guest).backend_path();
+        let (client, domain) = (self.toolstack.clone(), self.dom0.clone());
+        self.dom0.spawn(async move {
+            let back = Backend::open(&client, &path).await.unwrap();
+            let mut back = back.announce(async |_| Ok(())).await.unwrap();
+            back.frontend_ready().await.unwrap();
+            let front = back.other();
+            let gref: GrantRef = front.get("ring-ref").await.unwrap();
+            let port: Port = front.get("event-channel").await.unwrap();
+            let protocol: String = front.get("protocol").await.unwrap();
+            assert_eq!(protocol, "x86_64-abi");
+            assert!(front.get::<bool>("feature-persistent").await.unwrap());
+            let queue = TestBack::new(&domain, back.other_domid(), &[gref], port);
+            let back = back.connect(|own| async move {
+                for (key, value) in keys {
+                    own.set(key, value).await?;
+                }
+                Ok(())
+            });
+            then(back.await.unwrap(), queue).await;
+        });
+    }
+
+    /// Waits until the frontend is in `state`.
+    fn frontend_gets_to(&self, state: XenbusState) {
+        let path = format!("{}/state", nodes(&self.guest).frontend_path());
+        block_on(async {
+            let mut watch = self.toolstack.watch(&path).await.unwrap();
+            let wanted = u32::from(state).to_string();
+            while self.toolstack.read(&path).await.unwrap() != wanted.as_bytes() {
+                watch.next().await.unwrap();
+            }
+        });
+    }
+
+    fn reported(&self) -> String {
+        let path = format!("/local/domain/{}/error/{DISK}/error", self.guest.domid());
+        String::from_utf8(block_on(self.toolstack.read(&path)).unwrap()).unwrap()
+    }
+}
+
+fn nodes(guest: &Domain) -> DeviceNodes<'static> {
+    DeviceNodes {
+        kind: "vbd",
+        devid: 51712,
+        frontend: guest.domid(),
+        backend: DomId::ZERO,
+        frontend_keys: &[],
+        backend_keys: &[],
+    }
+}
+
+const PLAIN: &[(&str, &str)] = &[("sectors", "2048"), ("feature-flush-cache", "1")];
+
+#[test]
+fn a_disk_is_connected_used_and_left_in_order() {
+    let stage = Stage::new();
+    let (closed, left) = mpsc::channel();
+    stage.backend(PLAIN, |mut back, queue| async move {
+        back.frontend_connected().await.unwrap();
+        serve_until_closed(back, queue).await;
+        closed.send(()).unwrap();
+    });
+    let disk = stage.connect().unwrap();
+    let info = disk.info();
+    assert_eq!((info.sectors, info.sector_size), (2048, 512));
+    assert!(info.flush && !info.read_only && !info.persistent);
+    let bytes: Vec<u8> = (0..1 << 20).map(|at| (at / 7) as u8).collect();
+    block_on(disk.write_at(0, &bytes)).unwrap();
+    block_on(disk.flush()).unwrap();
+    let mut back = vec![0; 1 << 20];
+    block_on(disk.read_at(0, &mut back)).unwrap();
+    assert!(back == bytes);
+    assert!(stage.guest.grants_in_use() > 0);
+    drop(disk);
+    left.recv().unwrap();
+    stage.frontend_gets_to(XenbusState::Closed);
+    assert_eq!(stage.dom0.mappings(), 1, "the guest's xenstore page");
+    assert_eq!(stage.guest.quarantined(), 0);
+}
+
+/// What an honest backend does from then on, until the frontend has closed.
+async fn serve_until_closed(mut back: Backend<Connected>, mut queue: TestBack) {
+    let image = image(2048);
+    {
+        let serve = pin!(async {
+            loop {
+                let request = queue.next().await;
+                let response = match request.nr_segments {
+                    0 => answer(&request, Status::OKAY),
+                    _ => queue.carry_out(&request, &image),
+                };
+                queue.respond(response);
+            }
+        });
+        let leave =
+            pin!(async { while !matches!(back.changed().await, Ok(XenbusState::Closed)) {} });
+        select(serve, leave).await;
+    }
+    drop(queue);
+    let back = back.close().await.unwrap();
+    back.closed_first().await.unwrap();
+}
+
+#[test]
+fn what_a_backend_says_wrongly_is_its_fault_and_closes_the_device() {
+    type Keys = &'static [(&'static str, &'static str)];
+    let wrong: [(&str, Keys); 9] = [
+        ("sectors", &[]),
+        ("sectors", &[("sectors", "-1")]),
+        ("sectors", &[("sectors", "")]),
+        ("sectors", &[("sectors", "18446744073709551615")]),
+        ("sectors", &[("sectors", "99999999999999999999")]),
+        ("sector-size", &[("sectors", "8"), ("sector-size", "513")]),
+        ("info", &[("sectors", "8"), ("info", "cdrom")]),
+        (
+            "physical-sector-size",
+            &[("sectors", "8"), ("physical-sector-size", "0")],
+        ),
+        (
+            "feature-flush-cache",
+            &[("sectors", "8"), ("feature-flush-cache", "\u{fffd}")],
+        ),
+    ];
+    for (key, keys) in wrong {
+        let stage = Stage::new();
+        stage.backend(keys, |_, _| pending());
+        let error = stage.connect().unwrap_err();
+        let ConnectError::Xenbus(xenbus::Error::Peer { path, .. }) = &error else {
+            panic!("{key}: {error}");
+        };
+        assert!(path.ends_with(&format!("/51712/{key}")), "{path}");
+        stage.frontend_gets_to(XenbusState::Closed);
+        assert!(stage.reported().contains(key), "{}", stage.reported());
+    }
+}
+
+#[test]
+fn a_backend_that_gives_up_before_it_connects_is_reported() {
+    let stage = Stage::new();
+    let path = nodes(&stage.guest).backend_path();
+    let client = stage.toolstack.clone();
+    stage.dom0.spawn(async move {
+        let back = Backend::open(&client, &path).await.unwrap();
+        let mut back = back.announce(async |_| Ok(())).await.unwrap();
+        back.frontend_ready().await.unwrap();
+        back.close().await.unwrap();
+    });
+    let error = stage.connect().unwrap_err();
+    let leaving = xenbus::Error::Leaving(XenbusState::Closing);
+    assert_eq!(error, ConnectError::Xenbus(leaving));
+    stage.frontend_gets_to(XenbusState::Closed);
+}
+
+/// Twenty reads that wait for an answer when the backend does `then`; how they end.
+fn reads_end_when<F>(
+    stage: &Stage,
+    then: impl FnOnce(Backend<Connected>, TestBack) -> F + Send + 'static,
+) -> Vec<Result<(), Error>>
+where
+    F: Future<Output = ()> + Send,
+{
+    stage.backend(PLAIN, |back, mut queue| async move {
+        for _ in 0..20 {
+            queue.next().await;
+        }
+        then(back, queue).await;
+    });
+    let disk = stage.connect().unwrap();
+    let results = block_on(join_all((0..20).map(|_| async {
+        let mut bytes = [0; 512];
+        disk.read_at(0, &mut bytes).await
+    })));
+    stage.frontend_gets_to(XenbusState::Closed);
+    results
+}
+
+#[test]
+fn a_backend_that_closes_fails_what_is_outstanding() {
+    let stage = Stage::new();
+    let results = reads_end_when(&stage, |back, queue| async move {
+        let _back = back.close().await.unwrap();
+        pending::<()>().await;
+        drop(queue);
+    });
+    let gone = Err(Error::Gone(Gone::BackendClosed));
+    assert!(results.iter().all(|result| *result == gone), "{results:?}");
+}
+
+#[test]
+fn a_backend_whose_nodes_vanish_fails_what_is_outstanding() {
+    let stage = Stage::new();
+    let (client, path) = (stage.toolstack.clone(), nodes(&stage.guest).backend_path());
+    let results = reads_end_when(&stage, |_, queue| async move {
+        drop(queue);
+        client.remove(&path).await.unwrap();
+    });
+    let gone = Err(Error::Gone(Gone::BackendClosed));
+    assert!(results.iter().all(|result| *result == gone), "{results:?}");
+}
+
+#[test]
+fn a_violation_is_reported_where_people_look_for_it() {
+    let stage = Stage::new();
+    let results = reads_end_when(&stage, |_, mut queue| async move {
+        queue.respond(parapet_xen_sys::io::blkif::native::Response {
+            id: 12345,
+            ..Default::default()
+        });
+        pending::<()>().await;
+    });
+    let id = 12345;
+    let violation = Violation::NotOutstanding { id };
+    let gone = Err(Error::Gone(Gone::Violation(violation)));
+    assert!(results.iter().all(|result| *result == gone), "{results:?}");
+    assert!(stage.reported().contains("0x3039"), "{}", stage.reported());
+}
+
+#[test]
+fn a_disk_without_nodes_cannot_be_connected() {
+    let stage = Stage::new();
+    let nowhere = block_on(Disk::connect(&stage.guest, &stage.client, "device/vbd/1"));
+    assert!(matches!(nowhere, Err(ConnectError::Xenbus(_))));
+    let before = stage.guest.ports_in_use();
+    drop(Queue::new(&stage.guest, DomId::ZERO, 1).unwrap());
+    assert_eq!(stage.guest.ports_in_use(), before);
+}
