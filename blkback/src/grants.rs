@@ -9,7 +9,7 @@
 //!
 //! A mapping costs as much as copying forty pages, so with a frontend that has `feature-persistent`
 //! a page that was mapped once stays mapped, and is found by its grant reference. The number of
-//! such pages is bounded ([`Pool::new`]): when a new one comes, the one that was not used for
+//! such pages is bounded ([`PERSISTENT_PAGES`]): when a new one comes, the one that was not used for
 //! longest (roughly: a clock with one hand) goes, unless it is in use just then; if all are, the
 //! new page is mapped for its request alone.
 //!
