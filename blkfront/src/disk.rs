@@ -112,7 +112,8 @@ impl<G: Guest> Disk<G> {
     }
 
     /// Ends the disk, for the first reason that is given: everything that is under way fails with
-    /// it, and everything to come.
+    /// it, and everything to come. A disk that was connected then takes leave of its backend in
+    /// order.
     pub fn close(&self, reason: Gone) {
         self.0.close(reason);
     }

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::mpsc;
 
 use futures_util::future::{join_all, select};
-use parapet_blkfront::{ConnectError, Disk, Error, Gone, Queue, Violation};
+use parapet_blkfront::{ConnectError, Disk, Error, Gone, Info, Queue, Violation};
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::loopback::{Config, Domain, DomainConfig, Hypervisor};
 use parapet_hypervisor::seam::prelude::*;
@@ -178,6 +178,32 @@ async fn serve_until_closed(mut back: Backend<Connected>, mut queue: TestBack) {
     drop(queue);
     let back = back.close().await.unwrap();
     back.closed_first().await.unwrap();
+}
+
+#[test]
+fn all_that_a_backend_says_of_its_disk_is_read() {
+    let stage = Stage::new();
+    let keys = &[
+        ("sectors", "2048"),
+        ("sector-size", "4096"),
+        ("physical-sector-size", "8192"),
+        // A CD, read-only, and a flag that nobody knows.
+        ("info", "13"),
+        ("feature-flush-cache", "1"),
+        ("feature-persistent", "1"),
+    ];
+    stage.backend(keys, |_back, _queue| pending());
+    let expected = Info {
+        sectors: 2048,
+        sector_size: 4096,
+        physical_sector_size: 8192,
+        read_only: true,
+        cdrom: true,
+        removable: false,
+        flush: true,
+        persistent: true,
+    };
+    assert_eq!(stage.connect().unwrap().info(), expected);
 }
 
 #[test]

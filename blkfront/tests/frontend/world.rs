@@ -30,6 +30,7 @@ impl World {
         .unwrap();
         let named = |name: &str| DomainConfig {
             name: name.into(),
+            vcpus: pcpus,
             ..DomainConfig::default()
         };
         let _dom0 = hypervisor.create(named("dom0")).unwrap();
