@@ -1,0 +1,201 @@
+//! The command line.
+//!
+//! What a command prints on standard output is its result; errors are one line each on standard
+//! error, beginning with `parapet:`, and make the exit status 1. A command line that makes no
+//! sense is 2.
+
+mod copy;
+mod demonstration;
+mod guests;
+mod images;
+mod output;
+mod run;
+mod sum;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use log::LevelFilter;
+
+/// Boots guests with paravirtual devices in one process, without Xen and without root.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    /// Says more: -v what happens to devices, -vv what peers do wrong, -vvv everything.
+    ///
+    /// RUST_LOG has the last word, as env_logger understands it.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  parapet run                          a demonstration: a guest fills and verifies a disk
+  parapet run host.toml                the guests that the file describes
+  parapet blk sum disk.img             as `sha256sum disk.img`, through a guest's disk
+  parapet blk copy old.img new.img     copies an image, through a guest with two disks";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Run),
+    /// Uses single disk images, each through a guest's disk.
+    #[command(subcommand, arg_required_else_help = true)]
+    Blk(Blk),
+    Completions(Completions),
+}
+
+/// Boots a host, its domain 0 with xenstore and backends, and guests; waits for them, and prints
+/// what each disk did.
+///
+/// FILE describes the guests in xl's words. A guest's `kernel` names what it runs: verify (fills
+/// its disks, flushes, reads them back: what was on them is lost), sum (SHA-256), copy (from=xvda
+/// to=xvdb) or idle (seconds=N); `cmdline` has its arguments.
+///
+/// No guest runs before every image of every guest is open. Without FILE it is a demonstration: a
+/// guest verifies a disk of 256 MiB in the folder for temporary files (TMPDIR).
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES)]
+struct Run {
+    /// A host and its guests, in TOML.
+    file: Option<PathBuf>,
+
+    /// Prints the report as JSON instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+const RUN_EXAMPLES: &str = r#"Examples:
+  parapet run                          the demonstration
+  parapet run host.toml                the guests of a file
+  parapet run --json host.toml | jq '.disks[].read.latency_ns.p99'
+
+A file with one guest:
+  name = "verifier"
+  memory = 64                          # MiB
+  disk = ["format=raw, vdev=xvda, access=rw, target=/srv/scratch.img"]
+  kernel = "verify"
+  cmdline = "seed=7"
+
+A file with several has each below a line [[guest]], and may begin with `pcpus = N`. A target is
+a path (from the file's folder, if it is relative), null:SIZE, or memory:SIZE."#;
+
+#[derive(Debug, Subcommand)]
+enum Blk {
+    Sum(Sum),
+    Copy(Copy),
+}
+
+/// Prints the SHA-256 of disk images, exactly as sha256sum would.
+///
+/// For each image a guest reads the whole of it through its disk. An image whose size is not a
+/// multiple of 512 bytes is no disk, and is refused. After an error it goes on with the next
+/// image; the exit status then is 1.
+#[derive(Debug, Args)]
+#[command(after_help = SUM_EXAMPLES)]
+struct Sum {
+    /// Raw images, or block devices.
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+
+    /// Prints one JSON object a line instead, with the size.
+    #[arg(long)]
+    json: bool,
+}
+
+const SUM_EXAMPLES: &str = "\
+Examples:
+  parapet blk sum disk.img
+  parapet blk sum a.img b.img > SHA256SUMS; sha256sum --check SHA256SUMS";
+
+/// Copies a disk image: a guest reads one disk, writes another, and flushes it.
+///
+/// If TARGET is no device, the copy is made under a temporary name beside it, and takes its name
+/// when it is complete and flushed: whatever ends the copy early, there is never a TARGET that is
+/// only half written, and one that was there before is as it was. A TARGET that exists is refused
+/// without --force. With it, a file is replaced by the copy, and keeps its permissions; a block
+/// device, which must be at least as large as SOURCE, is written in place from its beginning.
+#[derive(Debug, Args)]
+#[command(after_help = COPY_EXAMPLES)]
+struct Copy {
+    /// A raw image, or a block device.
+    source: PathBuf,
+
+    /// A new image, or, with --force, an image or a block device that is there.
+    target: PathBuf,
+
+    /// Replaces a TARGET that exists; writes to it if it is a block device.
+    #[arg(short, long)]
+    force: bool,
+
+    /// Prints the report as JSON instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+const COPY_EXAMPLES: &str = "\
+Examples:
+  parapet blk copy golden.img guest7.img
+  parapet blk copy --force golden.img /dev/vg/guest7
+  parapet blk copy --json golden.img guest7.img";
+
+/// Prints the completions for a shell.
+#[derive(Debug, Args)]
+#[command(after_help = COMPLETIONS_EXAMPLES)]
+struct Completions {
+    /// The shell.
+    shell: Shell,
+}
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  parapet completions bash > ~/.local/share/bash-completion/completions/parapet
+  parapet completions fish > ~/.config/fish/completions/parapet.fish";
+
+/// Does what the command line says.
+pub(crate) fn main() -> ExitCode {
+    let Cli { verbose, command } = Cli::parse();
+    start_log(verbose);
+    let result = match command {
+        Command::Run(args) => run::run(&args),
+        Command::Blk(Blk::Sum(args)) => sum::sum(&args),
+        Command::Blk(Blk::Copy(args)) => copy::copy(&args),
+        Command::Completions(Completions { shell }) => completions(shell),
+    };
+    result.unwrap_or_else(|error| {
+        output::complain(&error);
+        ExitCode::FAILURE
+    })
+}
+
+fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
+    // The generator panics when it cannot write, which memory always can be.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "parapet", &mut script);
+    std::io::stdout().write_all(&script)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Warnings are those of the host: a disk that fails, with the reason that its guest cannot know.
+fn start_log(verbose: u8) {
+    let mut log = env_logger::Builder::new();
+    match verbose {
+        0 => log
+            .filter_level(LevelFilter::Warn)
+            // Why a device was closed, which the command itself says in its own words.
+            .filter_module("parapet_xenstore::xenbus", LevelFilter::Error)
+            .format(|to, record| {
+                let level = record.level().as_str().to_lowercase();
+                writeln!(to, "parapet: {level}: {}", record.args())
+            }),
+        1 => log.filter_level(LevelFilter::Info),
+        2 => log.filter_level(LevelFilter::Debug),
+        _ => log.filter_level(LevelFilter::Trace),
+    };
+    log.parse_default_env().init();
+}

@@ -1,0 +1,516 @@
+//! Reading a configuration from TOML.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use parapet_blkback::image::Spec;
+use parapet_blkfront::vdev::Vdev;
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
+
+use super::{DiskAccess, DiskConfig, DiskError, GuestConfig, Hint, HostConfig};
+
+/// What is wrong with a configuration, and where.
+#[derive(Debug)]
+pub struct ConfigError {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1, where it can be told.
+    pub line: Option<usize>,
+    /// What is wrong.
+    pub problem: Box<Problem>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        // One line, whatever of the file it quotes.
+        write!(f, ": {}", self.problem.to_string().replace('\n', " "))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// What can be wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// The file cannot be read.
+    #[error("cannot read the configuration ({0}): give the path of a TOML file")]
+    Read(io::Error),
+    /// It is not TOML, or a value has the wrong type.
+    #[error("{0}")]
+    Toml(String),
+    /// A key that nobody knows.
+    #[error("unknown key `{key}`{hint}")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// What may have been meant.
+        hint: Hint,
+    },
+    /// A key that belongs elsewhere.
+    #[error("`{key}` {place}")]
+    Misplaced {
+        /// The key.
+        key: String,
+        /// Where it should be.
+        place: &'static str,
+    },
+    /// There is nothing to run.
+    #[error("no guest is described: give it a `name`, or begin one with [[guest]]")]
+    NoGuest,
+    /// A guest without a name.
+    #[error("the guest has no name: add `name = \"...\"`")]
+    NoName,
+    /// A name that no guest can have.
+    #[error("{0:?} is not a name for a guest: it must not be empty or contain control characters")]
+    BadName(String),
+    /// Two guests have the same name.
+    #[error("there are two guests with the name {0}: rename one")]
+    DuplicateName(String),
+    /// A number that is too large to count in bytes.
+    #[error("guest {guest}: {mebibytes} MiB of memory are more than there can be")]
+    Memory {
+        /// The guest.
+        guest: String,
+        /// What was asked for.
+        mebibytes: u64,
+    },
+    /// A disk string that is wrong.
+    #[error("guest {guest}: disk {text:?}: {error}")]
+    Disk {
+        /// The guest.
+        guest: String,
+        /// The string.
+        text: String,
+        /// What is wrong with it.
+        error: DiskError,
+    },
+    /// Two disks of a guest have the same name.
+    #[error("guest {guest} has two disks with the vdev {vdev}: give one another, such as xvdb")]
+    DuplicateVdev {
+        /// The guest.
+        guest: String,
+        /// The vdev.
+        vdev: Vdev,
+    },
+    /// An image that is written is used twice.
+    #[error(
+        "{target} is used by {first} and by {second}, and at least one of them writes to it: \
+         give each its own image, or both access=ro"
+    )]
+    SharedTarget {
+        /// The image.
+        target: String,
+        /// Who uses it.
+        first: String,
+        /// Who uses it too.
+        second: String,
+    },
+}
+
+const HOST_KEYS: &[&str] = &["pcpus", "guest"];
+const GUEST_KEYS: &[&str] = &["name", "memory", "vcpus", "disk", "kernel", "cmdline"];
+/// Of a file with one guest at its top.
+const ALL_KEYS: &[&str] = &[
+    "name", "memory", "vcpus", "disk", "kernel", "cmdline", "pcpus", "guest",
+];
+
+/// A guest's table.
+#[derive(Deserialize)]
+struct GuestTable {
+    name: Option<Spanned<String>>,
+    memory: Option<Spanned<u64>>,
+    vcpus: Option<usize>,
+    #[serde(default)]
+    disk: Vec<Spanned<String>>,
+    kernel: Option<String>,
+    #[serde(default)]
+    cmdline: String,
+}
+
+impl HostConfig {
+    /// Reads a file. Targets that are relative paths are looked for from its folder.
+    ///
+    /// # Errors
+    /// One line that names the file, the line and what is wrong.
+    pub fn load(file: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let file = file.as_ref();
+        match fs::read_to_string(file) {
+            Ok(text) => Self::parse(&text, file),
+            Err(error) => Err(ConfigError {
+                file: file.into(),
+                line: None,
+                problem: Box::new(Problem::Read(error)),
+            }),
+        }
+    }
+
+    /// Reads `text`, which stands in `file`.
+    ///
+    /// # Errors
+    /// As [`HostConfig::load`].
+    pub fn parse(text: &str, file: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let file = file.as_ref();
+        let reader = Reader {
+            folder: file.parent().unwrap_or(Path::new("")),
+            uses: HashMap::new(),
+            config: HostConfig::default(),
+        };
+        reader.read(text).map_err(|(span, problem)| ConfigError {
+            file: file.into(),
+            line: span.map(|span| line(text, span.start)),
+            problem,
+        })
+    }
+}
+
+/// Where in the text, and what.
+type Fault = (Option<Range<usize>>, Box<Problem>);
+
+fn line(text: &str, at: usize) -> usize {
+    let before = text.as_bytes().iter().take(at);
+    1 + before.filter(|&&byte| byte == b'\n').count()
+}
+
+fn toml_fault(error: toml::de::Error) -> Fault {
+    // A message may have a list over several lines; an error here has one.
+    let message = error.message().split_whitespace().collect::<Vec<_>>();
+    (error.span(), Box::new(Problem::Toml(message.join(" "))))
+}
+
+struct Reader<'a> {
+    folder: &'a Path,
+    /// Who uses an image first, and how.
+    uses: HashMap<Identity, (String, DiskAccess)>,
+    config: HostConfig,
+}
+
+impl Reader<'_> {
+    fn read(mut self, text: &str) -> Result<HostConfig, Fault> {
+        let mut table = DeTable::parse(text).map_err(toml_fault)?.into_inner();
+        let several = table.contains_key("guest");
+        if several {
+            check_keys(&table, HOST_KEYS, |key| {
+                GUEST_KEYS
+                    .contains(&key)
+                    .then_some("concerns one guest: move it below its [[guest]]")
+            })?;
+        } else {
+            check_keys(&table, ALL_KEYS, |_| None)?;
+        }
+        if let Some(pcpus) = table.remove("pcpus") {
+            self.config.pcpus = Some(deserialize(pcpus)?);
+        }
+        match table.remove("guest") {
+            Some(guests) => {
+                let span = guests.span();
+                let DeValue::Array(guests) = guests.into_inner() else {
+                    let problem =
+                        Problem::Toml("`guest` is a table: begin it with [[guest]]".into());
+                    return Err((Some(span), Box::new(problem)));
+                };
+                for guest in guests {
+                    self.guest(guest)?;
+                }
+            }
+            None if table.is_empty() => return Err((None, Box::new(Problem::NoGuest))),
+            None => {
+                // A guest without a name is reported where its first key is.
+                let first = table
+                    .keys()
+                    .map(Spanned::span)
+                    .min_by_key(|span| span.start);
+                let span = first.unwrap_or_default();
+                self.guest(Spanned::new(span, DeValue::Table(table)))?;
+            }
+        }
+        Ok(self.config)
+    }
+
+    fn guest(&mut self, value: Spanned<DeValue<'_>>) -> Result<(), Fault> {
+        let span = value.span();
+        if let DeValue::Table(table) = value.get_ref() {
+            check_keys(table, GUEST_KEYS, |key| {
+                (key == "pcpus").then_some("concerns the host: move it above the first [[guest]]")
+            })?;
+        }
+        let table: GuestTable = deserialize(value)?;
+        let name = table.name.ok_or((Some(span), Box::new(Problem::NoName)))?;
+        let name_span = Some(name.span());
+        let name = name.into_inner();
+        if name.is_empty() || name.contains(char::is_control) {
+            return Err((name_span, Box::new(Problem::BadName(name))));
+        }
+        if self.config.guests.iter().any(|other| other.name == name) {
+            return Err((name_span, Box::new(Problem::DuplicateName(name))));
+        }
+        let mut guest = GuestConfig::new(name);
+        if let Some(memory) = table.memory {
+            guest.memory = memory.get_ref().checked_mul(1 << 20).ok_or_else(|| {
+                let problem = Problem::Memory {
+                    guest: guest.name.clone(),
+                    mebibytes: *memory.get_ref(),
+                };
+                (Some(memory.span()), Box::new(problem))
+            })?;
+        }
+        guest.vcpus = table.vcpus.unwrap_or(guest.vcpus);
+        guest.kernel = table.kernel;
+        guest.cmdline = table.cmdline;
+        for text in table.disk {
+            let disk = self
+                .disk(&guest, text.get_ref())
+                .map_err(|problem| (Some(text.span()), Box::new(problem)))?;
+            guest.disks.push(disk);
+        }
+        self.config.guests.push(guest);
+        Ok(())
+    }
+
+    fn disk(&mut self, guest: &GuestConfig, text: &str) -> Result<DiskConfig, Problem> {
+        let fault = |error| Problem::Disk {
+            guest: guest.name.clone(),
+            text: text.into(),
+            error,
+        };
+        let mut disk: DiskConfig = text.parse().map_err(fault)?;
+        if guest.disks.iter().any(|other| other.vdev == disk.vdev) {
+            return Err(Problem::DuplicateVdev {
+                guest: guest.name.clone(),
+                vdev: disk.vdev,
+            });
+        }
+        if let Ok(Spec::File(path)) = disk.target.parse() {
+            let path = self.folder.join(path);
+            // From a folder whose name is not text, the image will not be found, by that name.
+            disk.target = path.to_string_lossy().into_owned();
+            let user = format!("guest {} ({})", guest.name, disk.vdev);
+            let both = self
+                .uses
+                .entry(Identity::of(path))
+                .or_insert_with(|| (user.clone(), disk.access));
+            let written = [both.1, disk.access].contains(&DiskAccess::ReadWrite);
+            if both.0 != user && written {
+                return Err(Problem::SharedTarget {
+                    target: disk.target,
+                    first: both.0.clone(),
+                    second: user,
+                });
+            }
+        }
+        Ok(disk)
+    }
+}
+
+/// What makes two paths the same image.
+#[derive(PartialEq, Eq, Hash)]
+enum Identity {
+    Inode {
+        device: u64,
+        inode: u64,
+    },
+    /// There is nothing there yet.
+    Path(PathBuf),
+}
+
+impl Identity {
+    fn of(path: PathBuf) -> Self {
+        match fs::metadata(&path) {
+            Ok(found) => Identity::Inode {
+                device: found.dev(),
+                inode: found.ino(),
+            },
+            Err(_) => Identity::Path(path),
+        }
+    }
+}
+
+/// Refuses the first key that is not `known`; `misplaced` says where it should be.
+fn check_keys(
+    table: &DeTable<'_>,
+    known: &'static [&'static str],
+    misplaced: impl Fn(&str) -> Option<&'static str>,
+) -> Result<(), Fault> {
+    let unknown = table
+        .keys()
+        .filter(|key| !known.contains(&key.get_ref().as_ref()))
+        .min_by_key(|key| key.span().start);
+    let Some(found) = unknown else {
+        return Ok(());
+    };
+    let key = found.get_ref().to_string();
+    let problem = match misplaced(&key) {
+        Some(place) => Problem::Misplaced { key, place },
+        None => Problem::UnknownKey {
+            hint: Hint::new(&key, known),
+            key,
+        },
+    };
+    Err((Some(found.span()), Box::new(problem)))
+}
+
+fn deserialize<T: for<'de> Deserialize<'de>>(value: Spanned<DeValue<'_>>) -> Result<T, Fault> {
+    let span = value.span();
+    T::deserialize(ValueDeserializer::from(value)).map_err(|error| {
+        let (within, problem) = toml_fault(error);
+        (Some(within.unwrap_or(span)), problem)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<HostConfig, ConfigError> {
+        HostConfig::parse(text, "/etc/parapet/host.toml")
+    }
+
+    #[test]
+    fn one_guest_may_stand_at_the_top_as_in_an_xl_cfg() {
+        let config = parse(
+            r#"
+            name = "a"
+            memory = 128
+            vcpus = 2
+            disk = [ 'x.img,raw,xvda,rw', "vdev=xvdb, access=ro, target=/y.img", 'null:1G,,xvdc' ]
+            kernel = "verify"
+            cmdline = "seed=7"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.pcpus, None);
+        let [guest] = &config.guests[..] else {
+            panic!("{config:?}")
+        };
+        assert_eq!(
+            (guest.name.as_str(), guest.memory, guest.vcpus),
+            ("a", 128 << 20, 2)
+        );
+        assert_eq!(
+            (guest.kernel.as_deref(), guest.cmdline.as_str()),
+            (Some("verify"), "seed=7")
+        );
+        let targets: Vec<&str> = guest
+            .disks
+            .iter()
+            .map(|disk| disk.target.as_str())
+            .collect();
+        assert_eq!(targets, ["/etc/parapet/x.img", "/y.img", "null:1G"]);
+    }
+
+    #[test]
+    fn several_guests_are_tables_below_the_host() {
+        let config = parse("pcpus = 2\n[[guest]]\nname = 'a'\n[[guest]]\nname = 'b'\n").unwrap();
+        let expected = HostConfig {
+            pcpus: Some(2),
+            guests: vec![GuestConfig::new("a"), GuestConfig::new("b")],
+        };
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn read_only_disks_may_share_an_image() {
+        let text = "name = 'a'\ndisk = ['/x,,xvda,r', '/x,,xvdb,r']";
+        assert_eq!(parse(text).unwrap().guests[0].disks.len(), 2);
+    }
+
+    #[test]
+    fn each_fault_is_one_line_that_names_the_line_and_the_thing() {
+        for (text, fault) in [
+            (
+                "name = 'a'\nmemroy = 1",
+                "2: unknown key `memroy`, did you mean `memory`?",
+            ),
+            (
+                "name = 'a'\nvif = []",
+                "2: unknown key `vif`, there are name, memory",
+            ),
+            (
+                "[[guest]]\nname = 'a'\ndisks = []",
+                "3: unknown key `disks`, did you mean `disk`?",
+            ),
+            (
+                "memory = 5\n[[guest]]\nname = 'a'",
+                "1: `memory` concerns one guest",
+            ),
+            (
+                "[[guest]]\nname = 'a'\npcpus = 2",
+                "3: `pcpus` concerns the host",
+            ),
+            ("[guest]\nname = 'a'", "[[guest]]"),
+            ("", "no guest is described"),
+            ("pcpus = 2", "no guest is described"),
+            ("\nmemory = 1", "2: the guest has no name"),
+            ("[[guest]]\nmemory = 1", "1: the guest has no name"),
+            ("name = ''", r#"1: "" is not a name"#),
+            (
+                "[[guest]]\nname = 'a'\n[[guest]]\nname = 'a'",
+                "4: there are two guests",
+            ),
+            ("name = 'a'\nmemory = 'much'", "2: invalid type: string"),
+            ("name = 'a'\nmemory = -1", "2: "),
+            ("name = 'a'\nmemory = 9223372036854775807", "2: guest a: "),
+            ("name = 'a\n", "1: "),
+            ("name = 'a'\nname = 'b'", "2: duplicate key"),
+            ("name = 'a'\ndisk = 'x,,xvda'", "2: invalid type: string"),
+            (
+                "name = 'a'\ndisk = [\n '/x,,xvda',\n '/y,,vdb']",
+                r#"4: guest a: disk "/y,,vdb": "#,
+            ),
+            (
+                "name = 'a'\ndisk = ['/x,,xvda', '/y,,51712']",
+                "2: guest a has two disks with the vdev xvda",
+            ),
+            (
+                "[[guest]]\nname = 'a'\ndisk = ['/x,,xvda']\n[[guest]]\nname = 'b'\ndisk = ['/x,,xvda,r']",
+                "6: /x is used by guest a (xvda) and by guest b (xvda)",
+            ),
+            (
+                "name = 'a'\ndisk = ['/x,,xvda,r', '/x,,xvdb,w']",
+                "2: /x is used by guest a (xvda)",
+            ),
+        ] {
+            let message = parse(text).unwrap_err().to_string();
+            assert!(message.contains(fault), "{text}:\n{message}");
+            assert!(message.starts_with("/etc/parapet/host.toml:"), "{message}");
+            assert_eq!(message.lines().count(), 1, "{message}");
+        }
+    }
+
+    #[test]
+    fn the_same_image_by_another_path_is_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("x"), [0; 512]).unwrap();
+        fs::hard_link(folder.path().join("x"), folder.path().join("y")).unwrap();
+        std::os::unix::fs::symlink("x", folder.path().join("z")).unwrap();
+        for other in ["y", "z", "./x"] {
+            let text = format!("name = 'a'\ndisk = ['x,,xvda', '{other},,xvdb']");
+            let error = HostConfig::parse(&text, folder.path().join("host.toml")).unwrap_err();
+            assert!(
+                matches!(*error.problem, Problem::SharedTarget { .. }),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let message = HostConfig::load("/nowhere/host.toml")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.starts_with("/nowhere/host.toml: cannot read"),
+            "{message}"
+        );
+    }
+}
