@@ -1,7 +1,7 @@
 //! What a toolstack does: make a device's nodes, and take them away.
 
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::xenbus::XenbusState;
@@ -86,7 +86,8 @@ impl DeviceNodes<'_> {
             .await
     }
 
-    /// Asks the backend to let the device go, in order: it will close, and then the frontend.
+    /// Asks the backend to let the device go, in order: it will close, and then the frontend. One
+    /// that has closed already is only told not to wait for another frontend, as libxl has it.
     ///
     /// # Errors
     /// The store's.
@@ -94,9 +95,13 @@ impl DeviceNodes<'_> {
         let back = self.backend_path();
         client
             .transaction(|tx| {
-                let keys = Keys::new(tx, back.clone());
+                let keys = Keys::new(tx.clone(), back.clone());
                 async move {
                     keys.set("online", 0).await?;
+                    let state = tx.read(&keys.path("state")).await?;
+                    if state == u32::from(XenbusState::Closed).to_string().as_bytes() {
+                        return Ok(());
+                    }
                     keys.set("state", u32::from(XenbusState::Closing)).await
                 }
             })

@@ -1,0 +1,344 @@
+//! A loopback host: domain 0 with its xenstore and backends, and guests that run programs.
+//!
+//! ```text
+//!   Host ── builder ──> hypervisor ─ domain 0 ─ xenstored, blkback's service
+//!    │
+//!    └ start(config, program) ──> Running ── the guest's domain ─ your async function
+//!                                    └ wait() ──> what it returned; then the domain is destroyed
+//! ```
+
+use std::future::Future;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use parapet_blkback::device::Options;
+use parapet_blkback::service::{Reports, Service, Vbd};
+use parapet_blkback::stats::QueueStats;
+use parapet_hypervisor::block_on;
+use parapet_hypervisor::loopback::sched::policy::Policy;
+use parapet_hypervisor::loopback::{
+    Config, CreateError, Domain, DomainConfig, Hypervisor, Idle, ShutdownReason,
+};
+use parapet_hypervisor::seam::prelude::*;
+use parapet_xen_sys::DomId;
+use parapet_xen_sys::Errno;
+use parapet_xenstore::client::{self, Client};
+use parapet_xenstore::server::daemon::{Daemon, Handle};
+use parapet_xenstore::store::{Limits, Store};
+
+use crate::config::{DiskConfig, GuestConfig};
+use crate::guest::{Guest, Progress};
+use crate::toolstack::{AttachError, Toolstack};
+
+/// Domain 0's memory: its pages are touched only as its xenstore and backends need them.
+const DOM0_MEMORY: u64 = 256 << 20;
+
+/// Why a host or a guest on it could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The machine under it has no thread, descriptor or memory left.
+    #[error("the host cannot start: {0}")]
+    Host(#[from] io::Error),
+    /// A domain cannot be made.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// A disk of the guest cannot be served.
+    #[error("guest {guest}: disk {vdev}: {reason}")]
+    Disk {
+        /// The guest.
+        guest: String,
+        /// The disk.
+        vdev: String,
+        /// The backend's words.
+        reason: String,
+    },
+    /// The xenstore does not take the domain in.
+    #[error("xenstored does not take in domain {0}: {1}")]
+    Introduce(DomId, Errno),
+    /// The xenstore does not do its part.
+    #[error(transparent)]
+    Store(#[from] client::Error),
+}
+
+/// How a host is to be made.
+#[derive(Default)]
+pub struct HostBuilder {
+    config: Config,
+    options: Options,
+}
+
+impl HostBuilder {
+    /// How many physical CPUs: threads that run vCPUs. One a core of the machine if not said.
+    pub fn pcpus(mut self, pcpus: usize) -> Self {
+        self.config.pcpus = pcpus;
+        self
+    }
+
+    /// The machine's cores that they are pinned to, in order; those without one float.
+    pub fn cores(mut self, cores: Vec<usize>) -> Self {
+        self.config.cores = cores;
+        self
+    }
+
+    /// What a physical CPU does that has nothing to run: sleep, if not said.
+    pub fn idle(mut self, idle: Idle) -> Self {
+        self.config.idle = idle;
+        self
+    }
+
+    /// Who runs when: a fair round robin, if not said.
+    pub fn policy(mut self, policy: Box<dyn Policy>) -> Self {
+        self.config.policy = Some(policy);
+        self
+    }
+
+    /// How long a backend looks for requests before it sleeps: not at all, if not said.
+    pub fn poll(mut self, poll: Duration) -> Self {
+        self.options.poll = poll;
+        self
+    }
+
+    /// Boots the host: domain 0, in which xenstored and the backends run.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn build(self) -> Result<Host, StartError> {
+        let vcpus = self.config.pcpus.clamp(1, 32);
+        let hypervisor = Hypervisor::new(self.config)?;
+        let dom0 = hypervisor.create(DomainConfig {
+            name: "Domain-0".into(),
+            memory: DOM0_MEMORY,
+            vcpus,
+            ..DomainConfig::default()
+        })?;
+        let neighbours = dom0.clone();
+        let (xenstored, handle) = Daemon::new(dom0.clone(), Store::new(Limits::default()), {
+            move |domid| neighbours.is_alive(domid)
+        });
+        dom0.run(async move |_| xenstored.run().await);
+        let store = connect(&dom0, &handle)?;
+        let service = Service::new(dom0.clone(), store.clone(), self.options);
+        let reports = service.reports();
+        dom0.run(async move |_| {
+            // xenstored is a task of the same domain: it goes only when that does.
+            if let Err(error) = service.run().await {
+                log::debug!("the block backends end: {error}");
+            }
+        });
+        Ok(Host {
+            hypervisor,
+            dom0,
+            xenstored: handle,
+            toolstack: Toolstack::new(store),
+            reports,
+            disks: Mutex::default(),
+        })
+    }
+}
+
+/// Introduces a domain to xenstored, and gives its end of the connection.
+fn connect(domain: &Domain, xenstored: &Handle) -> Result<Client, StartError> {
+    let domid = domain.domid();
+    let interface = domain.xenstore();
+    let port = interface.channel.port();
+    let introduced = block_on(xenstored.introduce(domid, port));
+    introduced.map_err(|errno| StartError::Introduce(domid, errno))?;
+    let client = Client::over_ring(domain, interface.page, interface.channel);
+    Ok(client.expect("a xenstore page is a page long"))
+}
+
+/// A loopback host. Dropping it destroys its guests.
+pub struct Host {
+    hypervisor: Hypervisor,
+    dom0: Domain,
+    xenstored: Handle,
+    toolstack: Toolstack,
+    reports: Reports,
+    disks: Mutex<Vec<DiskReport>>,
+}
+
+/// What is known of a disk, also after its guest is gone.
+#[derive(Debug, Clone)]
+pub struct DiskReport {
+    /// Whose it is.
+    pub guest: String,
+    /// Which one, and what it is kept in.
+    pub disk: DiskConfig,
+    /// What its backend did.
+    pub stats: Arc<QueueStats>,
+}
+
+impl Host {
+    /// How a host is made.
+    pub fn builder() -> HostBuilder {
+        HostBuilder::default()
+    }
+
+    /// Domain 0: to start a backend of your own in it.
+    pub fn dom0(&self) -> &Domain {
+        &self.dom0
+    }
+
+    /// xenstored, to connect to.
+    pub fn xenstored(&self) -> &Handle {
+        &self.xenstored
+    }
+
+    /// What every disk did that was ever attached, in that order.
+    pub fn disks(&self) -> Vec<DiskReport> {
+        self.lock_disks().clone()
+    }
+
+    fn lock_disks(&self) -> MutexGuard<'_, Vec<DiskReport>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a guest with its disks, and runs `program` in it. Its result is what
+    /// [`Running::wait`] gives; when it is done the guest is.
+    ///
+    /// # Errors
+    /// The guest cannot be made, or an image not be opened: then nothing of it runs or is left.
+    pub fn start<T, P, F>(
+        &self,
+        config: &GuestConfig,
+        program: P,
+    ) -> Result<Running<'_, T>, StartError>
+    where
+        P: FnOnce(Guest) -> F + Send + 'static,
+        F: Future<Output = anyhow::Result<T>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let domain = self.hypervisor.create(DomainConfig {
+            name: config.name.clone(),
+            memory: config.memory,
+            vcpus: config.vcpus,
+            ..DomainConfig::default()
+        })?;
+        let mut running = Running {
+            host: self,
+            name: config.name.clone(),
+            domain,
+            attached: Vec::new(),
+            progress: Arc::new(Progress::default()),
+            outcome: Arc::new(Mutex::new(None)),
+            destroyed: false,
+        };
+        let domid = running.domain.domid();
+        block_on(self.toolstack.make_home(domid, config))?;
+        let store = connect(&running.domain, &self.xenstored)?;
+        for disk in &config.disks {
+            running.attach(disk)?;
+        }
+
+        let guest = Guest::new(
+            config.name.clone(),
+            running.domain.clone(),
+            store,
+            Arc::clone(&running.progress),
+        );
+        let outcome = Arc::clone(&running.outcome);
+        running.domain.run(move |domain| async move {
+            let result = program(guest).await;
+            *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+            domain.shut_down(ShutdownReason::Poweroff);
+        });
+        Ok(running)
+    }
+}
+
+/// A guest at work. Dropping it destroys the guest.
+pub struct Running<'a, T> {
+    host: &'a Host,
+    name: String,
+    domain: Domain,
+    attached: Vec<Vbd>,
+    progress: Arc<Progress>,
+    outcome: Arc<Mutex<Option<anyhow::Result<T>>>>,
+    destroyed: bool,
+}
+
+impl<T> Running<'_, T> {
+    /// The guest's domain.
+    pub fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// How far its program is.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// Whether its program is done.
+    pub fn is_done(&self) -> bool {
+        self.domain.shutdown_reason().is_some()
+    }
+
+    /// Waits for the program, takes the guest down in order, and gives the program's result.
+    ///
+    /// # Errors
+    /// The program's own; or the guest crashed.
+    pub fn wait(mut self) -> anyhow::Result<T> {
+        let reason = self.domain.wait_shutdown_blocking();
+        let outcome = self
+            .outcome
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        self.destroy()
+            .with_context(|| format!("taking down guest {}", self.name))?;
+        let name = &self.name;
+        outcome.unwrap_or_else(|| Err(anyhow!("guest {name} ended without a result: {reason:?}")))
+    }
+
+    fn attach(&mut self, disk: &DiskConfig) -> Result<(), StartError> {
+        let vbd = Vbd {
+            frontend: self.domain.domid(),
+            number: disk.vdev.number(),
+        };
+        self.attached.push(vbd);
+        block_on(self.host.toolstack.attach(vbd, disk)).map_err(|error| match error {
+            AttachError::Store(error) => StartError::Store(error),
+            AttachError::Backend(reason) => StartError::Disk {
+                guest: self.name.clone(),
+                vdev: disk.vdev.to_string(),
+                reason,
+            },
+        })?;
+        let reports = self.host.reports.all();
+        if let Some(report) = reports.into_iter().find(|report| report.vbd == vbd) {
+            self.host.lock_disks().push(DiskReport {
+                guest: self.name.clone(),
+                disk: disk.clone(),
+                stats: report.stats,
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes the guest down: its disks, so that their images are let go, then the domain.
+    fn destroy(&mut self) -> Result<(), client::Error> {
+        if std::mem::replace(&mut self.destroyed, true) {
+            return Ok(());
+        }
+        let domid = self.domain.domid();
+        let detached = block_on(async {
+            for vbd in self.attached.drain(..) {
+                self.host.toolstack.detach(vbd).await?;
+            }
+            Ok(())
+        });
+        self.domain.destroy_blocking();
+        self.host.xenstored.release(domid);
+        detached.and(block_on(self.host.toolstack.forget(domid)))
+    }
+}
+
+impl<T> Drop for Running<'_, T> {
+    fn drop(&mut self) {
+        if let Err(error) = self.destroy() {
+            log::warn!("guest {}: {error}", self.name);
+        }
+    }
+}
