@@ -2,6 +2,7 @@
 //!
 //! * [`conformance`]: what every implementation of the seam must do, as functions of two handles.
 //!   `tests/seam.rs` runs it on the loopback hypervisor.
+//! * [`fuzz`]: what the fuzz targets in `fuzz/` do.
 
 #![forbid(unsafe_code)]
 #![allow(
@@ -10,3 +11,4 @@
 )]
 
 pub mod conformance;
+pub mod fuzz;

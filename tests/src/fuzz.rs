@@ -1,0 +1,164 @@
+//! What the fuzz targets do with a string of bytes, as plain functions: `fuzz/` gives them to a
+//! fuzzer, and `tests/fuzz_corpus.rs` runs them over what is kept in `fuzz/corpus`.
+//!
+//! Each panics when a promise is broken, and on nothing else that the bytes can say.
+
+use parapet_blkback::request::{self, Layout, X86_32, X86_64};
+use parapet_hypervisor::memory::{PAGE_SIZE, Scratch};
+use parapet_ring::{Back, Front, Own};
+use parapet_xen_sys::{DomId, Errno, Port};
+use parapet_xenstore::server::{Server, World};
+use parapet_xenstore::store::{ClientId, Limits, Store};
+use parapet_xenstore::wire::Decoder;
+use zerocopy::FromBytes;
+
+/// A fuzz target.
+pub type Target = fn(&[u8]);
+
+/// All of them, by the name of their file in `fuzz/fuzz_targets` and folder in `fuzz/corpus`.
+pub const TARGETS: [(&str, Target); 4] = [
+    ("xenstored", xenstored),
+    ("block_request", block_request),
+    ("shared_ring", shared_ring),
+    ("guest_config", guest_config),
+];
+
+/// A host with four domains, whose pages need no mapping.
+struct FourDomains;
+
+impl World for FourDomains {
+    fn exists(&self, domid: DomId) -> bool {
+        domid.0 < 4
+    }
+
+    fn connect(&mut self, _: ClientId, domid: DomId, _: Port) -> Result<(), Errno> {
+        if domid.0 < 4 {
+            Ok(())
+        } else {
+            Err(Errno::EINVAL)
+        }
+    }
+
+    fn restart(&mut self, _: ClientId) {}
+
+    fn disconnect(&mut self, _: ClientId) {}
+}
+
+/// xenstored, with a local client and two guests that send what they like. Whatever that is, what
+/// each of them gets is well-formed messages.
+pub fn xenstored(data: &[u8]) {
+    let mut server = Server::new(Store::new(Limits::default()));
+    let mut clients = vec![server.connect_local()];
+    for domid in [1, 2] {
+        let introduced = server.introduce(DomId(domid), Port(domid.into()), &mut FourDomains);
+        clients.push(introduced.expect("a fresh domain is taken in"));
+    }
+    let mut decoders: Vec<Decoder> = clients.iter().map(|_| Decoder::default()).collect();
+    let mut rest = data;
+    while let [who, len, tail @ ..] = rest {
+        let client = clients[usize::from(*who) % clients.len()];
+        let (bytes, tail) = tail.split_at(usize::from(*len).min(tail.len()));
+        rest = tail;
+        if !server.is_connected(client) || server.fault(client).is_some() {
+            continue;
+        }
+        server.input(client, bytes);
+        while server.serve(client, &mut FourDomains) {}
+        for (client, decoder) in clients.iter().zip(&mut decoders) {
+            let output = server.output(*client).to_vec();
+            decoder.push(&output);
+            server.sent(*client, output.len());
+            while decoder
+                .message()
+                .expect("an answer fits a message")
+                .is_some()
+            {}
+        }
+        server.take_stirred();
+    }
+}
+
+/// A block request in both layouts: what passes the check lies within the disk and the page.
+pub fn block_request(data: &[u8]) {
+    fn check<L: Layout>(data: &[u8], disk: &request::Disk) {
+        let Ok((slot, _)) = L::Slot::read_from_prefix(data) else {
+            return;
+        };
+        let slot = L::read(slot);
+        let Ok(checked) = request::check(&slot, disk) else {
+            return;
+        };
+        let (transfer, writes) = match checked {
+            request::Request::Read(transfer) => (transfer, false),
+            request::Request::Write(transfer) | request::Request::Flush(Some(transfer)) => {
+                (transfer, true)
+            }
+            request::Request::Flush(None) => return,
+        };
+        assert!(!(writes && disk.read_only));
+        let sectors = transfer.sectors;
+        let end = sectors.first.checked_add(sectors.count.into());
+        assert!(end.is_some_and(|end| end <= disk.sectors));
+        let of_segments: u32 = transfer
+            .segments
+            .iter()
+            .inspect(|segment| assert!(segment.first_sect <= segment.last_sect))
+            .inspect(|segment| assert!(segment.last_sect < 8))
+            .map(|segment| u32::from(segment.last_sect - segment.first_sect) + 1)
+            .sum();
+        assert_eq!(of_segments, sectors.count);
+        assert!((1..=11).contains(&transfer.segments.len()));
+    }
+    let Some((&[flags, size], data)) = data.split_first_chunk() else {
+        return;
+    };
+    let disk = request::Disk {
+        sectors: 1 << (size % 64),
+        read_only: flags & 1 != 0,
+    };
+    check::<X86_64>(data, &disk);
+    check::<X86_32>(data, &disk);
+}
+
+/// Both ends of a ring in one page, and somebody who writes anywhere into it. An end may find a
+/// violation; it takes no more than there can be.
+pub fn shared_ring(data: &[u8]) {
+    let page = Scratch::new(PAGE_SIZE);
+    let (Ok(mut front), Ok(mut back)) = (
+        Front::<_, [u8; 112], [u8; 16]>::new(Own(page.clone())),
+        Back::<_, [u8; 112], [u8; 16]>::attach(Own(page.clone())),
+    ) else {
+        panic!("a page is a ring");
+    };
+    let slots = u64::from(front.slots());
+    let (mut pushed, mut taken, mut answered, mut completed) = (0u64, 0u64, 0u64, 0u64);
+    for step in data.chunks_exact(3) {
+        match step[0] % 8 {
+            0 => pushed += u64::from(front.push(&[step[1]; 112]).is_ok()),
+            1 => _ = front.publish(),
+            2 => taken += u64::from(matches!(back.take(), Ok(Some(_)))),
+            3 => answered += u64::from(back.push(&[step[1]; 16]).is_ok()),
+            4 => _ = back.publish(),
+            5 => completed += u64::from(matches!(front.take(), Ok(Some(_)))),
+            6 => _ = (front.arm(), back.arm()),
+            _ => {
+                let at = usize::from(step[1]) * 16;
+                page.view()
+                    .write(at, &step[2])
+                    .expect("256 times 16 bytes are a page");
+            }
+        }
+        assert!(answered <= taken, "more answers than requests");
+        assert!(completed <= pushed, "more completions than requests");
+        assert!(taken - answered <= slots && pushed - completed <= slots);
+    }
+}
+
+/// A guest's configuration file, of which anybody may have written any line.
+pub fn guest_config(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Err(error) = parapet::config::HostConfig::parse(&text, "fuzz.toml") {
+        let error = error.to_string();
+        assert!(!error.is_empty() && !error.contains('\n'), "{error:?}");
+    }
+}
