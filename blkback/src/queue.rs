@@ -15,6 +15,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -429,6 +430,9 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             }
             Err(error) => {
                 kind.errors.add(1);
+                if let Some(errno) = error.raw_os_error() {
+                    self.stats.host_error.store(errno, Ordering::Relaxed);
+                }
                 let what = match request.does {
                     Does::Read => "read",
                     Does::Write | Does::WriteThenFlush => "write",

@@ -3,7 +3,8 @@
 //! A queue alone writes its numbers, so an update is a plain load and store, without the price of
 //! a locked instruction; anybody may read them at any time.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -116,6 +117,16 @@ pub struct QueueStats {
     pub spurious: Counter,
     /// Grants that had to be mapped.
     pub maps: Counter,
+    /// The errno of the host's latest failure, and zero if there was none.
+    pub(crate) host_error: AtomicI32,
+}
+
+impl QueueStats {
+    /// Why the host failed a request most recently, if it ever did.
+    pub fn host_error(&self) -> Option<io::Error> {
+        let errno = self.host_error.load(Ordering::Relaxed);
+        (errno != 0).then(|| io::Error::from_raw_os_error(errno))
+    }
 }
 
 #[cfg(test)]

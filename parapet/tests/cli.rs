@@ -503,7 +503,8 @@ fn a_full_file_system_is_an_error_and_not_a_success() {
         !text.contains("verified") && !text.contains("copied"),
         "{text}"
     );
-    assert!(error.contains("No space left on device"), "{error}");
+    assert_eq!(error.lines().count(), 2, "one of each command: {error}");
+    assert!(error.contains("x.img (No space left on device"), "{error}");
     assert!(
         error.contains("parapet: guest a: disk xvda: writing sectors"),
         "{error}"

@@ -5,6 +5,8 @@
     reason = "a test that panics is a test that failed"
 )]
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -308,4 +310,54 @@ fn what_a_guest_writes_into_its_nodes_closes_its_device_with_the_reason() {
         running.unwrap().wait().unwrap();
     }
     assert_eq!(host.dom0().mappings(), 1);
+}
+
+/// Set for the process that is to be killed: the image that its guest writes.
+const IMAGE_OF_THE_VICTIM: &str = "PARAPET_TEST_IMAGE";
+
+#[test]
+fn what_was_flushed_survives_the_kill_of_the_process() {
+    if let Ok(image) = std::env::var(IMAGE_OF_THE_VICTIM) {
+        return flush_and_go_on(&image);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("disk.img");
+    std::fs::write(&image, vec![0; 8 << 20]).unwrap();
+    let mut victim = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "what_was_flushed_survives_the_kill_of_the_process",
+        ])
+        .arg("--nocapture")
+        .env(IMAGE_OF_THE_VICTIM, &image)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(victim.stdout.take().unwrap()).lines();
+    assert!(
+        lines.any(|line| line.unwrap().ends_with("flushed")),
+        "it ended before it flushed"
+    );
+    victim.kill().unwrap();
+    assert!(!victim.wait().unwrap().success(), "it was over before");
+    let bytes = std::fs::read(&image).unwrap();
+    assert_eq!(bytes[..4 << 20], pattern(0, 5, 4 << 20));
+}
+
+/// Fills the first half of a disk, flushes it, says so, and then writes the second for ever.
+fn flush_and_go_on(image: &str) {
+    let host = host(2);
+    let config = guest_with("victim", &[&format!("vdev=xvda, target={image}")]);
+    let running = host.start(&config, async |guest| {
+        let disk = guest.disk("xvda").await?;
+        disk.write_at(0, &pattern(0, 5, 4 << 20)).await?;
+        disk.flush().await?;
+        println!("flushed");
+        loop {
+            disk.write_at(4 << 20, &pattern(1, 6, 1 << 20)).await?;
+        }
+        #[allow(unreachable_code, reason = "the type of a program that never ends")]
+        Ok(())
+    });
+    running.unwrap().wait().unwrap();
 }

@@ -114,9 +114,11 @@ fn explain(host: &Host, name: &str, error: anyhow::Error) -> anyhow::Error {
         let summary = DiskSummary::new(report, None);
         let failed = summary.read.errors + summary.write.errors + summary.flush.errors;
         if failed > 0 {
+            let reason = report.stats.host_error();
+            let reason = reason.map_or_else(String::new, |error| format!(" ({error})"));
             text = format!(
-                "{text}; {failed} requests failed on the image {}: see that its file system has \
-                 room and its device is sound",
+                "{text}; {failed} requests failed on the image {}{reason}: see that its file \
+                 system has room and its device is sound",
                 summary.target
             );
         }

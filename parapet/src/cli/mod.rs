@@ -24,7 +24,7 @@ use log::LevelFilter;
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Cli {
-    /// Says more: -v what happens to devices, -vv what peers do wrong, -vvv everything.
+    /// Says more: -v what happens to devices and why, -vv what peers do wrong, -vvv everything.
     ///
     /// RUST_LOG has the last word, as env_logger understands it.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -181,18 +181,14 @@ fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Warnings are those of the host: a disk that fails, with the reason that its guest cannot know.
+/// Without -v there are only the errors of the command itself, each with its reason.
 fn start_log(verbose: u8) {
     let mut log = env_logger::Builder::new();
     match verbose {
-        0 => log
-            .filter_level(LevelFilter::Warn)
-            // Why a device was closed, which the command itself says in its own words.
-            .filter_module("parapet_xenstore::xenbus", LevelFilter::Error)
-            .format(|to, record| {
-                let level = record.level().as_str().to_lowercase();
-                writeln!(to, "parapet: {level}: {}", record.args())
-            }),
+        0 => log.filter_level(LevelFilter::Error).format(|to, record| {
+            let level = record.level().as_str().to_lowercase();
+            writeln!(to, "parapet: {level}: {}", record.args())
+        }),
         1 => log.filter_level(LevelFilter::Info),
         2 => log.filter_level(LevelFilter::Debug),
         _ => log.filter_level(LevelFilter::Trace),

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! * [`policy`]: who runs where and for how long; a trait, and a fair round robin.
-//! * [`vcpu`]: a vCPU, its tasks, and its upcalls.
-//! * [`pcpu`]: a thread that runs vCPUs, its timers and the descriptors that interrupt it.
+//! * `vcpu`: a vCPU, its tasks, and its upcalls.
+//! * `pcpu`: a thread that runs vCPUs, its timers and the descriptors that interrupt it.
 
 pub(super) mod pcpu;
 pub mod policy;
