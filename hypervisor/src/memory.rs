@@ -14,7 +14,7 @@ use core::alloc::Layout;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -185,8 +185,14 @@ impl<'a, A> View<'a, A> {
     #[inline]
     pub fn load_u32(&self, offset: usize, order: Ordering) -> Result<u32, OutOfView> {
         let word = self.at::<AtomicU32>(offset)?;
-        // SAFETY: inside the view and aligned; a load needs no write access.
-        Ok(unsafe { &*word }.load(order))
+        // Memory that is mapped read-only may be loaded from in relaxed order only, and a fence
+        // makes of that what was asked for.
+        // SAFETY: inside the view and aligned; a relaxed load needs no write access.
+        let value = unsafe { &*word }.load(Ordering::Relaxed);
+        if order != Ordering::Relaxed {
+            fence(order);
+        }
+        Ok(value)
     }
 
     /// Copies `len` bytes from `offset` on into another view, at `to_offset`.

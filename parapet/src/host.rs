@@ -141,7 +141,7 @@ impl HostBuilder {
 /// Introduces a domain to xenstored, and gives its end of the connection.
 fn connect(domain: &Domain, xenstored: &Handle) -> Result<Client, StartError> {
     let domid = domain.domid();
-    let interface = domain.xenstore();
+    let interface = domain.xenstore().expect("a domain is connected once");
     let port = interface.channel.port();
     let introduced = block_on(xenstored.introduce(domid, port));
     introduced.map_err(|errno| StartError::Introduce(domid, errno))?;

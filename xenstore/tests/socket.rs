@@ -62,7 +62,7 @@ impl Host {
     /// A guest with its own home, and its connection.
     fn guest(&self) -> (Domain, client::Client) {
         let guest = self.hypervisor.create(DomainConfig::default()).unwrap();
-        let interface = guest.xenstore();
+        let interface = guest.xenstore().unwrap();
         let port = interface.channel.port();
         let client = client::Client::over_ring(&guest, interface.page, interface.channel).unwrap();
         let home = format!("/local/domain/{}", guest.domid());

@@ -44,7 +44,7 @@ impl Stage {
             Daemon::new(dom0.clone(), Store::default(), |domid: DomId| domid.0 < 10);
         dom0.spawn(daemon.run());
         let toolstack = Client::start(&dom0, xenstored.connect());
-        let interface = guest.xenstore();
+        let interface = guest.xenstore().unwrap();
         let port = interface.channel.port();
         let client = Client::over_ring(&guest, interface.page, interface.channel).unwrap();
         let home = format!("/local/domain/{}", guest.domid());

@@ -166,7 +166,8 @@ impl<L: Lease> Uring<L> {
         let Some(entry @ None) = self.buffers.get_mut(usize::from(place)) else {
             return Err(page);
         };
-        let view = page.view();
+        // Where it stays before its address is taken: its bytes may be part of it.
+        let view = entry.insert(page).view();
         let vector = libc::iovec {
             iov_base: view.as_ptr().cast(),
             iov_len: view.len(),
@@ -178,11 +179,8 @@ impl<L: Lease> Uring<L> {
                 .register_buffers_update(place.into(), &[vector], None)
         };
         match registered {
-            Ok(()) => {
-                *entry = Some(page);
-                Ok(())
-            }
-            Err(_) => Err(page),
+            Ok(()) => Ok(()),
+            Err(_) => entry.take().map_or(Ok(()), Err),
         }
     }
 

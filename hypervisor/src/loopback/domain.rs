@@ -108,6 +108,10 @@ pub(super) struct DomainInner {
     /// Pages of others that this domain has mapped.
     pub(super) mappings: AtomicUsize,
     pub(super) next_vcpu: AtomicUsize,
+    /// Whether the xenstore page and port were taken.
+    pub(super) xenstore_taken: AtomicBool,
+    /// Held while a virtual interrupt is bound, each of which may be bound once.
+    pub(super) virqs: Mutex<()>,
     dying: AtomicBool,
     vcpus_alive: AtomicUsize,
     life: Mutex<Life>,
@@ -169,6 +173,8 @@ impl DomainInner {
                 max_mappings: config.max_mappings,
                 mappings: AtomicUsize::new(0),
                 next_vcpu: AtomicUsize::new(0),
+                xenstore_taken: AtomicBool::new(false),
+                virqs: Mutex::new(()),
                 dying: AtomicBool::new(false),
                 vcpus_alive: AtomicUsize::new(config.vcpus),
                 life: Mutex::default(),
@@ -277,6 +283,15 @@ impl DomainInner {
         self.dying.load(Ordering::Acquire)
     }
 
+    /// A domain that is being destroyed gets nothing new.
+    pub(super) fn check_alive(&self) -> Result<(), EventError> {
+        if self.is_dying() {
+            Err(EventError::Host(libc::ESRCH))
+        } else {
+            Ok(())
+        }
+    }
+
     pub(super) fn shut_down(&self, reason: ShutdownReason) {
         let mut life = lock(&self.life);
         if life.shutdown.is_none() {
@@ -342,7 +357,7 @@ impl DomainInner {
         if self.vcpus_alive.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
         }
-        self.close_all_ports();
+        self.unbind_all_ports();
         self.machine.remove(self.domid);
         let mut life = lock(&self.life);
         life.dead = true;
@@ -350,18 +365,19 @@ impl DomainInner {
         self.announce(life);
     }
 
-    pub(super) fn close_all_ports(self: &Arc<Self>) {
+    pub(super) fn unbind_all_ports(self: &Arc<Self>) {
         for port in self.ports.in_use() {
             if let Some(registration) = self.registration(port) {
                 self.machine.unregister(registration);
             }
-            self.close_port(port);
+            self.unbind_port(port);
         }
     }
 
     pub(super) fn raise_virq(&self, virq: u32) {
         if let Some(port) = self.virq_port(virq) {
-            self.set_pending(port);
+            let is = |binding: &Binding| matches!(binding, Binding::Virq(bound) if *bound == virq);
+            self.set_pending_if(port, is);
         }
     }
 }

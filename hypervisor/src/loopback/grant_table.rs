@@ -148,7 +148,7 @@ impl GrantTable {
             .expect("the table hands out references below its limit")
     }
 
-    fn retry_quarantine(&self) {
+    pub(super) fn retry_quarantine(&self) {
         let mut quarantine = lock(&self.quarantine);
         if quarantine.is_empty() {
             return;
@@ -233,11 +233,10 @@ impl GrantTable {
         for _ in 0..ATTEMPTS {
             let entry = Word(now);
             let flags = entry.flags();
-            if flags & EntryFlags::TYPE_MASK != EntryFlags::PERMIT_ACCESS {
-                return Err(GrantStatus::BAD_GNTREF);
-            }
-            let refused = EntryFlags::READONLY;
-            if entry.domid() != grantee || (write && flags.contains(refused)) {
+            // As Xen has it: whatever an entry says that does not allow this is the general error.
+            let kind = EntryFlags::TYPE_MASK | EntryFlags::SUB_PAGE;
+            let allows = flags & kind == EntryFlags::PERMIT_ACCESS && entry.domid() == grantee;
+            if !allows || (write && flags.contains(EntryFlags::READONLY)) {
                 return Err(GrantStatus::GENERAL_ERROR);
             }
             let mut marks = EntryFlags::READING;

@@ -17,7 +17,7 @@ use parapet_xen_sys::start_info::StartInfo;
 use super::channel::Channel;
 use super::domain::{DomainInner, START_INFO, XENSTORE};
 use super::mapping::{Grant, Mapping};
-use super::memory::Pages;
+use super::memory::{Pages, lock};
 use super::ports::{Binding, PortStatus};
 use super::sched::pcpu::Sleep;
 use crate::block_on;
@@ -63,13 +63,13 @@ impl Domain {
             .expect("a start info fits a page")
     }
 
-    /// The xenstore page and port. To be taken once: a second handle of the port would close it
-    /// under the first.
-    pub fn xenstore(&self) -> XenstoreInterface {
-        XenstoreInterface {
+    /// The xenstore page and port, for the first who asks: a port has one holder.
+    pub fn xenstore(&self) -> Option<XenstoreInterface> {
+        let first = !self.0.xenstore_taken.swap(true, Ordering::SeqCst);
+        first.then(|| XenstoreInterface {
             page: self.0.memory.reserved(XENSTORE),
             channel: Channel::new(Arc::clone(&self.0), self.start_info().store_evtchn),
-        }
+        })
     }
 
     // ---- life ----
@@ -122,7 +122,7 @@ impl Domain {
     /// When called by a task on one of the machine's physical CPUs, which it would block for ever.
     pub fn destroy_blocking(&self) {
         assert!(
-            !self.0.machine.is_on_pcpu(),
+            self.0.machine.pcpu_of_this_thread().is_none(),
             "a task must await `destroy`, and not block its physical CPU"
         );
         block_on(self.destroy());
@@ -198,6 +198,7 @@ impl Domain {
     /// # Errors
     /// No port is left, or it is bound already.
     pub fn bind_virq(&self, virq: u32) -> Result<Channel, EventError> {
+        let _one_at_a_time = lock(&self.0.virqs);
         if self.0.virq_port(virq).is_some() {
             return Err(EventError::Host(libc::EEXIST));
         }
@@ -209,12 +210,14 @@ impl Domain {
         self.0.raise_virq(virq);
     }
 
-    /// Closes every port (EVTCHNOP_reset). The channels that are still held are dead.
+    /// Unbinds every port (EVTCHNOP_reset). The channels that are still held are dead: nothing
+    /// comes by them any more.
     pub fn reset_ports(&self) {
-        self.0.close_all_ports();
+        self.0.unbind_all_ports();
     }
 
     fn port(&self, vcpu: usize, binding: Binding) -> Result<Channel, EventError> {
+        self.0.check_alive()?;
         let port = self.0.ports.allocate(vcpu, binding)?;
         Ok(Channel::new(Arc::clone(&self.0), port))
     }
@@ -240,7 +243,10 @@ impl Memory for Domain {
     type Pages = Pages;
 
     fn allocate(&self, count: usize) -> Result<Pages, OutOfMemory> {
-        self.0.memory.allocate(count)
+        self.0.memory.allocate(count).or_else(|_| {
+            self.0.grants.retry_quarantine();
+            self.0.memory.allocate(count)
+        })
     }
 }
 
@@ -289,6 +295,7 @@ impl Events for Domain {
     }
 
     fn bind(&self, peer: DomId, port: Port) -> Result<Channel, EventError> {
+        self.0.check_alive()?;
         let refused = EventError::NoSuchPort { domid: peer, port };
         let remote = self.0.machine.domain(peer).ok_or(refused)?;
         let ours = self.0.bind_interdomain(self.vcpu(), &remote, port)?;

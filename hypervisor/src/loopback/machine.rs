@@ -108,24 +108,19 @@ impl Machine {
         Instant::from_nanos(self.born.elapsed().as_nanos() as u64)
     }
 
-    /// Whether the calling thread is one of the machine's physical CPUs.
-    pub(super) fn is_on_pcpu(&self) -> bool {
-        PCPU.get()
-            .is_some_and(|(machine, _)| std::ptr::eq(machine, self))
-    }
-
-    /// The physical CPU that the calling thread is, or the first for a thread that is none.
-    pub(super) fn current_pcpu(&self) -> usize {
-        match PCPU.get() {
-            Some((machine, index)) if std::ptr::eq(machine, self) => index,
-            _ => 0,
-        }
+    /// The physical CPU that the calling thread is, if it is one of the machine's.
+    #[inline]
+    pub(super) fn pcpu_of_this_thread(&self) -> Option<usize> {
+        let (machine, index) = PCPU.get()?;
+        std::ptr::eq(machine, self).then_some(index)
     }
 
     /// Queues a vCPU that became runnable, and wakes who should run it.
     #[inline]
     pub(super) fn enqueue(&self, vcpu: Arc<Vcpu>) {
-        let pcpu = self.policy.enqueue(vcpu, &self.idle_cpus);
+        let pcpu = self
+            .policy
+            .enqueue(vcpu, self.pcpu_of_this_thread(), &self.idle_cpus);
         if self.idle_cpus.claim(pcpu) {
             self.pcpus[pcpu].ring();
         }

@@ -97,6 +97,9 @@ impl DomainInner {
         let Some(&first) = refs.first() else {
             return Err(MapError::Host(libc::EINVAL));
         };
+        if self.is_dying() {
+            return Err(MapError::Host(libc::ESRCH));
+        }
         let granter = self
             .machine
             .domain(from)
@@ -137,6 +140,9 @@ impl DomainInner {
 
     /// Does one copy, and says how it went.
     pub(super) fn copy_grant(&self, op: &CopyOp<'_, Pages>) -> GrantStatus {
+        if self.is_dying() {
+            return GrantStatus::GENERAL_ERROR;
+        }
         let len = usize::from(op.len);
         let copied = self.with_end(&op.from, len, Access::ReadOnly, |from| {
             self.with_end(&op.to, len, Access::ReadWrite, |to| {

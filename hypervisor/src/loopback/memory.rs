@@ -74,7 +74,7 @@ impl DomainMemory {
 
     pub(super) fn allocate(self: &Arc<Self>, count: usize) -> Result<Pages, OutOfMemory> {
         let none = OutOfMemory { count };
-        if count == 0 {
+        if count == 0 || count > self.frames as usize {
             return Err(none);
         }
         let first = lock(&self.free).alloc(count).ok_or(none)?;

@@ -122,21 +122,25 @@ impl Ports {
         Ok(port)
     }
 
+    /// Gives a number back: for the one who holds the port's channel, and no sooner than that is
+    /// dropped, so that no channel ever names a port that is somebody else's.
     fn free(&self, port: Port) {
+        if let Some(entry) = self.entry(port) {
+            drop(entry.waiter.take());
+        }
         let index = port.0 as usize;
         if let Some(word) = lock(&self.used).get_mut(index / PORTS_PER_CHUNK) {
             *word &= !(1 << (index % PORTS_PER_CHUNK));
         }
     }
 
-    /// The ports that are in use.
+    /// The ports that are bound to something, or wait for somebody.
     pub(super) fn in_use(&self) -> Vec<Port> {
-        let used = lock(&self.used).clone();
         let ports = (1..self.limit).map(Port);
         ports
             .filter(|port| {
-                let index = port.0 as usize;
-                used[index / PORTS_PER_CHUNK] >> (index % PORTS_PER_CHUNK) & 1 == 1
+                self.entry(*port)
+                    .is_some_and(|entry| !matches!(*lock(&entry.binding), Binding::Free))
             })
             .collect()
     }
@@ -159,9 +163,17 @@ impl DomainInner {
 
     /// Delivers a physical interrupt, if `port` is still bound to that registration.
     pub(super) fn deliver(&self, port: Port, registration: u64) {
-        if let Some(entry) = self.ports.entry(port)
-            && matches!(&*lock(&entry.binding), Binding::Descriptor(bound) if *bound == registration)
-        {
+        let is = |binding: &Binding| matches!(binding, Binding::Descriptor(bound) if *bound == registration);
+        self.set_pending_if(port, is);
+    }
+
+    /// Makes `port` pending if it is bound to what `is` looks for, while nobody can change that.
+    pub(super) fn set_pending_if(&self, port: Port, is: impl FnOnce(&Binding) -> bool) {
+        let Some(entry) = self.ports.entry(port) else {
+            return;
+        };
+        let binding = lock(&entry.binding);
+        if is(&binding) {
             self.set_pending(port);
         }
     }
@@ -197,8 +209,14 @@ impl DomainInner {
         }
     }
 
-    /// Closes `port`; a peer that was bound to it waits for this domain again.
+    /// Ends the binding of `port` and gives its number back.
     pub(super) fn close_port(self: &Arc<Self>, port: Port) {
+        self.unbind_port(port);
+        self.ports.free(port);
+    }
+
+    /// Ends the binding of `port`; a peer that was bound to it waits for this domain again.
+    pub(super) fn unbind_port(self: &Arc<Self>, port: Port) {
         let Some(entry) = self.ports.entry(port) else {
             return;
         };
@@ -230,11 +248,9 @@ impl DomainInner {
                 }
             };
             if closed == Some(true) {
-                break;
+                return;
             }
         }
-        drop(entry.waiter.take());
-        self.ports.free(port);
     }
 
     pub(super) fn port_status(&self, port: Port) -> PortStatus {

@@ -61,7 +61,8 @@ pub trait Channel: Send + Sync + Unpin + 'static {
     /// Lets events through again, one that came meanwhile included.
     fn unmask(&self);
 
-    /// Waits for the next event.
+    /// Waits for the next event. There is none any more when our own domain is destroyed or has
+    /// reset its ports: a wait that outlives that is for ever.
     fn wait(&self) -> impl Future<Output = ()> + Send {
         poll_fn(|cx| self.poll_wait(cx))
     }

@@ -95,7 +95,7 @@ impl Pcpu {
         let mut now = machine.now();
         let mut looked = now;
         while !machine.is_stopping() {
-            let Some((vcpu, slice)) = machine.policy.next(self.index) else {
+            let Some((vcpu, slice)) = machine.policy.next(self.index, now) else {
                 self.idle(machine, &mut events);
                 now = machine.now();
                 looked = now;
@@ -165,16 +165,20 @@ impl Pcpu {
             machine.idle_cpus.claim(self.index);
             return;
         }
-        let sleep =
-            (deadline != u64::MAX).then(|| Instant::from_nanos(deadline).since(machine.now()));
+        let timer = (deadline != u64::MAX).then(|| Instant::from_nanos(deadline).since(now));
+        // Looked at after the idle mark was set, as the queues are.
+        let sleep = match (timer, machine.policy.patience(self.index)) {
+            (Some(timer), Some(patience)) => Some(timer.min(patience)),
+            (timer, patience) => timer.or(patience),
+        };
         self.wait(machine, sleep, events);
-        machine.idle_cpus.claim(self.index);
         self.fire_timers(machine.now());
     }
 
     /// Waits in the kernel, for ever or so long, and delivers what the descriptors have.
     fn wait(&self, machine: &Machine, sleep: Option<Duration>, events: &mut [EpollEvent]) {
         let count = epoll_wait(&self.epoll, events, sleep);
+        machine.idle_cpus.claim(self.index);
         for event in events.iter().take(count) {
             if event.data() != DOORBELL {
                 machine.interrupt(event.data());
@@ -238,11 +242,12 @@ fn epoll_pwait2(epoll: &Epoll, events: &mut [EpollEvent], sleep: Duration) -> us
     };
     match usize::try_from(count) {
         Ok(count) => count,
-        Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS) => {
+        Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::EINTR) => 0,
+        // An old kernel, or a container that does not allow the call.
+        Err(_) => {
             let millis = sleep.as_millis().min(1000) as u16 + 1;
             epoll.wait(events, EpollTimeout::from(millis)).unwrap_or(0)
         }
-        Err(_) => 0,
     }
 }
 
@@ -270,7 +275,8 @@ impl Future for Sleep {
         if self.machine.now() >= self.when {
             return Poll::Ready(());
         }
-        let index = self.machine.current_pcpu();
+        let here = self.machine.pcpu_of_this_thread();
+        let index = here.unwrap_or(0);
         let pcpu = &self.machine.pcpus[self.entry.map_or(index, |(pcpu, _)| pcpu)];
         let mut timers = lock(&pcpu.timers);
         let id = match self.entry {
@@ -285,7 +291,7 @@ impl Future for Sleep {
         let first = timers.waiting.keys().next() == Some(&(self.when, id));
         drop(timers);
         let pcpu = pcpu.index;
-        if first && pcpu != index || !self.machine.is_on_pcpu() {
+        if first && here != Some(pcpu) {
             // It may be asleep with a later deadline in mind.
             self.machine.pcpus[pcpu].ring();
         }

@@ -13,6 +13,7 @@ use parapet_xen_sys::DomId;
 
 pub use super::vcpu::Vcpu;
 use crate::loopback::memory::lock;
+use crate::seam::Instant;
 use std::sync::Arc;
 
 /// A vCPU as a policy sees it: who it is, where it last ran, where it may run.
@@ -26,15 +27,20 @@ pub struct VcpuId {
 
 /// Decides which vCPU a physical CPU runs. Its methods are called from all physical CPUs at once.
 pub trait Policy: Send + Sync + 'static {
-    /// `vcpu` became runnable (it was woken, or its slice ended): queue it. The result is a
-    /// physical CPU that should look at its queue, and is woken if it sleeps.
-    fn enqueue(&self, vcpu: Arc<Vcpu>, idle: &IdleCpus) -> usize;
+    /// `vcpu` became runnable (it was woken, or its slice ended): queue it. `from` is the physical
+    /// CPU that says so, if it is one. The result is a physical CPU that should look at its queue,
+    /// and is woken if it sleeps.
+    fn enqueue(&self, vcpu: Arc<Vcpu>, from: Option<usize>, idle: &IdleCpus) -> usize;
 
     /// The vCPU that physical CPU `pcpu` runs now, and how long it may before others get a turn.
-    fn next(&self, pcpu: usize) -> Option<(Arc<Vcpu>, Duration)>;
+    fn next(&self, pcpu: usize, now: Instant) -> Option<(Arc<Vcpu>, Duration)>;
 
-    /// Whether [`Policy::next`] would find one for `pcpu`.
+    /// Whether a vCPU waits for `pcpu`.
     fn has_work(&self, pcpu: usize) -> bool;
+
+    /// How long `pcpu` may sleep, with nothing to run, before it asks again whether there is
+    /// something for it; none: until it is woken.
+    fn patience(&self, pcpu: usize) -> Option<Duration>;
 
     /// `vcpu` ran for `ran` on `pcpu`.
     fn charge(&self, vcpu: &Vcpu, pcpu: usize, ran: Duration);
@@ -61,6 +67,11 @@ impl IdleCpus {
             && self.0.fetch_and(!bit, Ordering::SeqCst) & bit != 0
     }
 
+    /// Whether `pcpu` sleeps.
+    pub fn has(&self, pcpu: usize) -> bool {
+        self.0.load(Ordering::Relaxed) & 1 << pcpu != 0
+    }
+
     /// One that sleeps, if any does.
     pub fn any(&self) -> Option<usize> {
         let idle = self.0.load(Ordering::Relaxed);
@@ -71,8 +82,12 @@ impl IdleCpus {
 /// Every vCPU gets its turn, in the order in which they became runnable.
 ///
 /// A vCPU stays with the physical CPU it last ran on, where its cache lines are and where a wake-up
-/// by a neighbour costs no system call. When others wait there already and some physical CPU
-/// sleeps, that one takes it over, unless the vCPU is pinned.
+/// by a neighbour costs no system call. A physical CPU with nothing to do takes over, unless it is
+/// pinned, one that has to wait behind others, or that has waited for a slice.
+///
+/// A vCPU that was woken by its neighbour, which then computes without ever awaiting, is the one
+/// that nobody looks for while all other physical CPUs sleep: to wake one at every such wake-up
+/// would cost the system call that staying together saves.
 #[derive(Debug)]
 pub struct RoundRobin {
     slice: Duration,
@@ -85,6 +100,10 @@ struct Queue {
     waiting: Mutex<VecDeque<Arc<Vcpu>>>,
     /// The queue's length, to be looked at without its lock.
     len: AtomicUsize,
+    /// How many vCPUs were taken from it.
+    turns: AtomicU64,
+    /// What `turns` was when an idle physical CPU first saw it so, and when that was.
+    seen: Mutex<(u64, Instant)>,
 }
 
 impl Queue {
@@ -102,13 +121,27 @@ impl Queue {
         let mut waiting = lock(&self.waiting);
         let first = waiting.pop_front();
         self.len.store(waiting.len(), Ordering::SeqCst);
+        let turns = self.turns.load(Ordering::Relaxed);
+        self.turns.store(turns.wrapping_add(1), Ordering::Relaxed);
         first
     }
 
-    /// Takes the first that may run elsewhere, if more than one waits.
-    fn steal(&self) -> Option<Arc<Vcpu>> {
-        if self.len.load(Ordering::SeqCst) < 2 {
-            return None;
+    /// Takes the first that may run elsewhere, if more than one waits or nothing has moved here
+    /// for a slice.
+    fn steal(&self, now: Instant, slice: Duration) -> Option<Arc<Vcpu>> {
+        match self.len.load(Ordering::SeqCst) {
+            0 => return None,
+            1 => {
+                let turns = self.turns.load(Ordering::Relaxed);
+                let mut seen = lock(&self.seen);
+                if seen.0 != turns {
+                    *seen = (turns, now);
+                }
+                if now.since(seen.1) < slice {
+                    return None;
+                }
+            }
+            _ => {}
         }
         let mut waiting = lock(&self.waiting);
         let index = waiting.iter().position(|vcpu| vcpu.pinned().is_none())?;
@@ -133,29 +166,35 @@ impl RoundRobin {
 }
 
 impl Policy for RoundRobin {
-    fn enqueue(&self, vcpu: Arc<Vcpu>, idle: &IdleCpus) -> usize {
+    fn enqueue(&self, vcpu: Arc<Vcpu>, from: Option<usize>, idle: &IdleCpus) -> usize {
         let home = vcpu.pinned().unwrap_or_else(|| vcpu.last_pcpu());
         let movable = vcpu.pinned().is_none();
         let waiting = self.queue(home).push(vcpu);
-        if movable && waiting > 1 {
+        if movable && !idle.has(home) && (waiting > 1 || from != Some(home)) {
             idle.any().unwrap_or(home)
         } else {
             home
         }
     }
 
-    fn next(&self, pcpu: usize) -> Option<(Arc<Vcpu>, Duration)> {
+    fn next(&self, pcpu: usize, now: Instant) -> Option<(Arc<Vcpu>, Duration)> {
         let own = self.queue(pcpu).pop();
         let vcpu = own.or_else(|| {
             let others = (1..self.queues.len()).map(|step| self.queue(pcpu + step));
-            others.filter_map(Queue::steal).next()
+            others
+                .filter_map(|queue| queue.steal(now, self.slice))
+                .next()
         })?;
         Some((vcpu, self.slice))
     }
 
     fn has_work(&self, pcpu: usize) -> bool {
-        let len = |queue: &Queue| queue.len.load(Ordering::SeqCst);
-        len(self.queue(pcpu)) > 0
+        self.queue(pcpu).len.load(Ordering::SeqCst) > 0
+    }
+
+    fn patience(&self, _pcpu: usize) -> Option<Duration> {
+        let waits = |queue: &Queue| queue.len.load(Ordering::SeqCst) > 0;
+        self.queues.iter().any(waits).then_some(self.slice)
     }
 
     fn charge(&self, _vcpu: &Vcpu, _pcpu: usize, _ran: Duration) {}

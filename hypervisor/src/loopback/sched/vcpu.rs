@@ -47,6 +47,8 @@ pub struct Vcpu {
 struct Tasks {
     next: u64,
     running: HashMap<u64, Task<()>>,
+    /// Futures that were not dropped yet.
+    live: usize,
     closed: bool,
 }
 
@@ -144,6 +146,7 @@ impl Vcpu {
             },
         );
         tasks.running.insert(id, handle);
+        tasks.live += 1;
         drop(tasks);
         runnable.schedule();
     }
@@ -169,14 +172,22 @@ impl Vcpu {
         loop {
             self.state.swap(RUNNING, Ordering::SeqCst);
             if domain.is_dying() {
-                self.bury();
-                return Stop::Dead;
+                if self.bury() {
+                    return Stop::Dead;
+                }
+                // A task is on its way here by another thread, which will wake us for it.
+                if self.block() {
+                    return Stop::Blocked;
+                }
+                continue;
             }
             loop {
                 domain.upcall(self.id.index);
                 let Some(task) = self.ready.pop() else { break };
                 let id = self.id;
-                if catch_unwind(AssertUnwindSafe(|| task.run())).is_err() {
+                if let Err(payload) = catch_unwind(AssertUnwindSafe(|| task.run())) {
+                    // Not dropped: its drop may panic too, and this thread is everybody's.
+                    std::mem::forget(payload);
                     log::error!("a task of domain {} panicked: the domain crashes", id.domid);
                     domain.crash();
                 }
@@ -194,21 +205,25 @@ impl Vcpu {
             if domain.is_dying() {
                 continue;
             }
-            let waits =
-                self.state
-                    .compare_exchange(RUNNING, 0, Ordering::SeqCst, Ordering::Relaxed);
-            if waits.is_ok() {
+            if self.block() {
                 return Stop::Blocked;
             }
         }
+    }
+
+    /// Goes to wait, unless somebody has kicked us meanwhile.
+    fn block(&self) -> bool {
+        self.state
+            .compare_exchange(RUNNING, 0, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
     }
 
     pub(in crate::loopback) fn charge(&self, ran: Duration) {
         self.ran.fetch_add(ran.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// Drops every task, whatever it waits for.
-    fn bury(&self) {
+    /// Drops every task, whatever it waits for. True: the last is gone, and so are we.
+    fn bury(&self) -> bool {
         let mut tasks = lock(&self.tasks);
         tasks.closed = true;
         let running = std::mem::take(&mut tasks.running);
@@ -217,9 +232,15 @@ impl Vcpu {
         // it owns is dropped when it is run.
         drop(running);
         while let Some(task) = self.ready.pop() {
-            let _ = catch_unwind(AssertUnwindSafe(|| task.run()));
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| task.run())) {
+                std::mem::forget(payload);
+            }
         }
-        self.state.store(DEAD, Ordering::SeqCst);
+        let empty = lock(&self.tasks).live == 0;
+        if empty {
+            self.state.store(DEAD, Ordering::SeqCst);
+        }
+        empty
     }
 }
 
@@ -238,7 +259,11 @@ struct Ended(Arc<Vcpu>, u64);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        if let Some(handle) = lock(&self.0.tasks).running.remove(&self.1) {
+        let mut tasks = lock(&self.0.tasks);
+        tasks.live -= 1;
+        let handle = tasks.running.remove(&self.1);
+        drop(tasks);
+        if let Some(handle) = handle {
             handle.detach();
         }
     }
