@@ -20,7 +20,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ use parapet_xenstore::client::{self, Client, Watch};
 use parapet_xenstore::xenbus::{self, Backend, Closing, End, InitWait, Initialising, Keys};
 
 use crate::image::{OpenError, Spec, SpecError};
+use crate::limit::Limit;
 use crate::negotiation::{Answer, Assignment, BadKey, Offer, Protocol};
 use crate::queue::{ImageOf, Queue, QueueError, QueueSetup};
 use crate::request::{Layout, X86_32, X86_64};
@@ -54,6 +55,7 @@ pub struct Device<P: seam::Backend> {
     path: String,
     options: Options,
     stats: Arc<QueueStats>,
+    complaints: Mutex<Limit>,
 }
 
 /// Why a device was closed.
@@ -195,11 +197,9 @@ async fn frontend_state(end: &End) -> Result<XenbusState, DeviceError> {
     }
 }
 
-/// Logs the reason, and leaves it where toolstacks look for it.
-async fn report(end: &End, error: &DeviceError) -> Result<(), client::Error> {
-    // A peer's words may be part of it.
-    let why: String = error.to_string().chars().take(512).collect();
-    end.report(error.errno(), &why).await
+/// As much of an error as fits a node: a peer's words, or a long path, may be part of it.
+fn words(error: &DeviceError) -> String {
+    error.to_string().chars().take(512).collect()
 }
 
 impl<P: seam::Backend> Device<P> {
@@ -213,6 +213,7 @@ impl<P: seam::Backend> Device<P> {
         stats: Arc<QueueStats>,
     ) -> Self {
         Device {
+            complaints: Mutex::new(Limit::new(path.clone())),
             place,
             store,
             path,
@@ -230,12 +231,16 @@ impl<P: seam::Backend> Device<P> {
     pub async fn serve(self) -> Result<(), DeviceError> {
         let outcome = match Backend::open(&self.store, &self.path).await {
             Ok(backend) => self.live(backend).await,
-            Err(error) => self.give_up(error).await,
+            Err(error) => Err(error.into()),
         };
         match outcome {
             // The toolstack did not wait for us: there is nothing left to close.
             Err(DeviceError::Xenbus(xenbus::Error::Store(error))) if error.is_not_found() => {}
-            outcome => outcome?,
+            Err(error) => {
+                self.end(&error).await?;
+                return Err(error);
+            }
+            Ok(()) => {}
         }
         if self.place.domid() != DomId::ZERO {
             // In domain 0 the toolstack does that.
@@ -247,14 +252,35 @@ impl<P: seam::Backend> Device<P> {
         Ok(())
     }
 
-    /// Closes a device whose nodes the toolstack has not written as it must.
-    async fn give_up(&self, error: xenbus::Error) -> Result<(), DeviceError> {
-        if let xenbus::Error::Peer { .. } = error {
-            log::warn!("{}: {error}", self.path);
-            let own = Keys::new(self.store.clone(), self.path.clone());
-            own.set("state", u32::from(XenbusState::Closed)).await?;
-        }
-        Err(error.into())
+    /// Sees to it that nobody waits for a device that is served no more, whatever state it was in.
+    async fn end(&self, error: &DeviceError) -> Result<(), client::Error> {
+        self.complain(error);
+        let path = &self.path;
+        self.store
+            .transaction(|tx| async move {
+                let own = Keys::new(tx.clone(), path.clone());
+                match tx.read(&own.path("state")).await {
+                    Ok(_) => own.set("state", u32::from(XenbusState::Closed)).await,
+                    Err(error) if error.is_not_found() => Ok(()),
+                    Err(error) => Err(error),
+                }
+            })
+            .await
+    }
+
+    /// Logs an error, at a limited rate: a frontend may cause one at each connection.
+    fn complain(&self, error: &DeviceError) {
+        let mut complaints = self
+            .complaints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        complaints.warn(self.place.now(), || words(error));
+    }
+
+    /// Logs an error, and leaves it where toolstacks look for it.
+    async fn report(&self, end: &End, error: &DeviceError) -> Result<(), client::Error> {
+        self.complain(error);
+        end.report(error.errno(), &words(error)).await
     }
 
     async fn live(&self, mut backend: Backend<Initialising>) -> Result<(), DeviceError> {
@@ -262,8 +288,8 @@ impl<P: seam::Backend> Device<P> {
         let (image, offer) = match self.open_image(backend.own()).await {
             Ok(opened) => opened,
             Err(error) => {
-                report(&backend, &error).await?;
-                backend.hotplug_failed(&error.to_string()).await?;
+                self.report(&backend, &error).await?;
+                backend.hotplug_failed(&words(&error)).await?;
                 let closing = backend.close().await?;
                 while closing.is_online().await?
                     && frontend_state(&closing).await? != XenbusState::Closed
@@ -345,7 +371,7 @@ impl<P: seam::Backend> Device<P> {
         let mut running = match self.connect(&waiting, image).await {
             Ok(running) => running,
             Err(error) => {
-                report(&waiting, &error).await?;
+                self.report(&waiting, &error).await?;
                 return Ok(waiting.close().await?);
             }
         };
@@ -353,7 +379,7 @@ impl<P: seam::Backend> Device<P> {
         loop {
             if let Some(over) = running.is_over(&connected, changes).await? {
                 if let Err(error) = running.stop(over).await {
-                    report(&connected, &error).await?;
+                    self.report(&connected, &error).await?;
                 }
                 return Ok(connected.close().await?);
             }
@@ -370,7 +396,7 @@ impl<P: seam::Backend> Device<P> {
             }
         };
         if let Err(error) = running.stop(over).await {
-            report(&closing, &error).await?;
+            self.report(&closing, &error).await?;
         }
         Ok(closing)
     }

@@ -136,6 +136,8 @@ pub(crate) struct Pool<G: Grants> {
     retired: Vec<G::Mapping>,
     /// Buffers to use again.
     spare: Vec<Buffer<G::Mapping>>,
+    /// Pages that the batch's requests will use, so that none gives way to another of them.
+    held: Vec<Arc<Page<G::Mapping>>>,
 }
 
 struct Persistent<M> {
@@ -175,6 +177,7 @@ impl<G: Grants> Pool<G> {
             batch: Vec::new(),
             retired: Vec::new(),
             spare: Vec::new(),
+            held: Vec::new(),
         }
     }
 
@@ -259,8 +262,10 @@ impl<G: Grants> Pool<G> {
     ) -> usize {
         let mut missing = Vec::new();
         for (gref, access) in wanted {
-            if let Err(Missing::Unmapped) = self.page(gref, access) {
-                missing.push(self.key(gref, access));
+            match self.page(gref, access) {
+                Ok(found) => self.held.push(found.page),
+                Err(Missing::Unmapped) => missing.push(self.key(gref, access)),
+                Err(Missing::Refused(_)) => {}
             }
         }
         missing.sort_unstable();
@@ -307,6 +312,7 @@ impl<G: Grants> Pool<G> {
                 None => return Some(page),
             }
         };
+        self.held.push(Arc::clone(&page));
         // At most `limit`, which is less than `NONE`.
         let entry = place as u16;
         let registered = image.register(entry, Registered(Arc::clone(&page))).is_ok();
@@ -366,6 +372,12 @@ impl<G: Grants> Pool<G> {
         buffer.registered = None;
         buffer.transient = false;
         self.spare.push(buffer);
+    }
+
+    /// The requests that [`Pool::map`] was called for have their buffers.
+    pub(crate) fn started(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        self.retired.extend(held.into_iter().filter_map(unused));
     }
 
     /// Ends the batch: unmaps, in one go, the pages that were mapped for requests that are over.
@@ -492,7 +504,9 @@ mod tests {
                 let wanted = segments.iter().map(|segment| (segment.gref, access));
                 mapped = pool.map(wanted, table);
             }
-            (pool.buffer(&segments, access).unwrap(), mapped)
+            let buffer = pool.buffer(&segments, access).unwrap();
+            pool.started();
+            (buffer, mapped)
         }
     }
 

@@ -339,6 +339,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             }
         }
         self.deferred = deferred;
+        self.pool.started();
     }
 
     /// Starts a request, answers it if it is refused, or says which memory is missing.

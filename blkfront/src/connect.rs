@@ -63,12 +63,13 @@ impl ConnectError {
 
 impl<G: Guest> Disk<G> {
     /// Connects the disk whose frontend directory is `path`, as `device/vbd/51712`. It waits as
-    /// long as the backend takes to come.
+    /// long as the backend takes to come, and before that for an earlier connection to end.
     ///
     /// # Errors
     /// [`ConnectError`]. The frontend is closed then, with the reason under `error` in the
     /// domain's directory.
     pub async fn connect(guest: &G, client: &Client, path: &str) -> Result<Self, ConnectError> {
+        wait_for_the_one_before(client, path).await?;
         let mut front = Frontend::open(client, path).await?;
         if let Err(error) = front.backend_waits().await {
             return Err(give_up(front, error.into()).await);
@@ -93,6 +94,19 @@ impl<G: Guest> Disk<G> {
     }
 }
 
+/// Waits until whoever had the disk before has left it: it writes the same state as we do.
+async fn wait_for_the_one_before(client: &Client, path: &str) -> Result<(), xenbus::Error> {
+    let own = Keys::new(client.clone(), path);
+    let mut watch = client.watch(&own.path("state")).await?;
+    while !matches!(
+        own.state().await?,
+        XenbusState::Initialising | XenbusState::Closed
+    ) {
+        watch.next().await?;
+    }
+    Ok(())
+}
+
 /// What the backend has to know of a queue.
 async fn publish<G: Guest>(keys: Keys, queue: &Queue<G>) -> Result<(), client::Error> {
     if let [only] = queue.ring_refs() {
@@ -111,6 +125,7 @@ async fn describe(front: &mut Frontend<Initialised>) -> Result<Info, xenbus::Err
 /// Leaves a device that could not be connected.
 async fn give_up<State>(front: Frontend<State>, error: ConnectError) -> ConnectError {
     // The store may be what failed; the caller learns the first error in any case.
+    log::warn!("{}: {error}", front.own().base());
     let _ = front.report(error.errno(), &error.to_string()).await;
     if let Ok(front) = front.close().await {
         let _ = front.closed_first().await;
@@ -173,6 +188,7 @@ async fn supervise<G: Guest>(
 
     let reason = mailboxes.first().and_then(|mailbox| mailbox.gone());
     if let Some(gone @ Gone::Violation(_)) = reason {
+        log::warn!("{}: {gone}", front.own().base());
         let _ = front.report(Errno::EIO, &gone.to_string()).await;
     }
     // An error here means that the device or the store is gone: then nobody is left to wait for.

@@ -107,12 +107,16 @@ impl Toolstack {
 
     /// Removes what is left of a domain.
     pub(crate) async fn forget(&self, domid: DomId) -> Result<(), Error> {
-        ignore_missing(self.store.remove(&home(domid)).await)?;
-        ignore_missing(
-            self.store
-                .remove(&format!("/local/domain/0/backend/vbd/{domid}"))
-                .await,
-        )
+        let dom0 = home(DomId::ZERO);
+        let left = [
+            home(domid),
+            format!("{dom0}/backend/vbd/{domid}"),
+            format!("{dom0}/error/backend/vbd/{domid}"),
+        ];
+        for path in left {
+            ignore_missing(self.store.remove(&path).await)?;
+        }
+        Ok(())
     }
 
     /// The state under a directory; one that is gone has closed.

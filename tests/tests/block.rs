@@ -361,3 +361,80 @@ fn flush_and_go_on(image: &str) {
     });
     running.unwrap().wait().unwrap();
 }
+
+/// More pages than stay mapped, and more in one batch than a careless cache would keep apart.
+#[test]
+fn a_cache_that_is_full_of_mapped_pages_fails_no_request() {
+    let host = host(2);
+    let config = guest_with("wide", &["vdev=xvda, target=memory:16M"]);
+    let running = host.start(&config, async |guest| {
+        let disk = guest.disk("xvda").await?;
+        let mut buffer = disk.buffer(2000)?;
+        let mut random = 12345u64;
+        for _ in 0..200 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let first = (random % (2000 - 352)) as usize;
+            let range = first * 4096..(first + 352) * 4096;
+            let (result, back) = disk.read(0, buffer, range).await;
+            result?;
+            buffer = back;
+        }
+        Ok(())
+    });
+    running.unwrap().wait().unwrap();
+    assert_eq!(host.disks()[0].stats.reads.errors.get(), 0);
+    assert_eq!(host.dom0().mappings(), 1);
+}
+
+#[test]
+fn a_disk_that_was_left_is_connected_again() {
+    let host = host(2);
+    let config = guest_with("again", &["vdev=xvda, target=memory:1M"]);
+    let running = host.start(&config, async |guest| {
+        for round in 0..20 {
+            let disk = guest.disk("xvda").await?;
+            let mut before = [0; 512];
+            disk.read_at(0, &mut before).await?;
+            assert_eq!(
+                before, [round; 512],
+                "what the connection before has written"
+            );
+            disk.write_at(0, &[round + 1; 512]).await?;
+            drop(disk);
+            if round % 2 == 0 {
+                continue;
+            }
+            // Every other time only when both ends have closed.
+            let store = guest.store();
+            let backend = String::from_utf8(store.read("device/vbd/51712/backend").await?)?;
+            let backend = format!("{backend}/state");
+            let mut watch = store.watch(&backend).await?;
+            while store.read(&backend).await? != b"6" {
+                watch.next().await?;
+            }
+        }
+        Ok(())
+    });
+    running.unwrap().wait().unwrap();
+    assert_eq!(host.dom0().mappings(), 1);
+}
+
+#[test]
+fn an_error_that_is_too_long_for_a_node_is_still_told() {
+    let host = host(1);
+    for len in [600, 2100, 3900] {
+        let path = "/aaaaaaaaa".repeat(len / 10);
+        let config = guest_with("long", &[&format!("vdev=xvda, target={path}")]);
+        let started = host.start(&config, async |_| Ok(()));
+        let error = started.err().unwrap().to_string();
+        assert!(error.contains("the disk image /aaaaaaaaa"), "{error}");
+    }
+    // And domain 0 goes on.
+    let config = guest_with("after", &["vdev=xvda, target=memory:1M"]);
+    let running = host.start(&config, async |guest| {
+        write_and_verify(&guest, "xvda", 2).await
+    });
+    running.unwrap().wait().unwrap();
+}

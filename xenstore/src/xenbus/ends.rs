@@ -48,12 +48,12 @@ mod prospects {
     use XenbusState as State;
     use parapet_xen_sys::io::xenbus::XenbusState;
 
-    /// A frontend waits for a backend that has said what it can do. One that is still connected
-    /// from before, or on its way out from there, will begin anew.
+    /// A frontend waits for a backend that has said what it can do. One that closes comes back
+    /// only if it is to go on: see [`super::Frontend::backend_waits`].
     pub(super) fn backend_waits(backend: State) -> Prospect {
         match backend {
             State::InitWait => Here,
-            State::Closed => Never,
+            State::Closing | State::Closed => Never,
             _ => Coming,
         }
     }
@@ -98,7 +98,7 @@ mod prospects {
     #[test]
     fn a_wait_ends_with_the_states_that_mean_it() {
         let table = [
-            (backend_waits as fn(State) -> Prospect, "......!", "..+...."),
+            (backend_waits as fn(State) -> Prospect, ".....!!", "..+...."),
             (backend_connected, ".....!!", "....+.."),
             (frontend_ready, ".....!!", "...++.."),
             (frontend_connected, ".....!!", "....+.."),
@@ -228,7 +228,6 @@ impl End {
         let name = name.map_or(own, |(_, name)| name);
         let message = format!("{} {}: {what}", error.0, error_name(error));
         let path = format!("error/{name}/error");
-        log::warn!("{own}: {message}");
         self.client.write(&path, message).await
     }
 }
@@ -345,7 +344,28 @@ impl Frontend<Initialising> {
     /// # Errors
     /// [`Error::Leaving`] if the backend is gone; any other [`Error`].
     pub async fn backend_waits(&mut self) -> Result<(), Error> {
-        self.wait(prospects::backend_waits).await.map(drop)
+        loop {
+            match self.wait(prospects::backend_waits).await {
+                // It has closed the connection before ours, and begins anew as we do.
+                Err(Error::Leaving(_)) if self.backend_stays().await? => {
+                    self.changed().await?;
+                }
+                ended => return ended.map(drop),
+            }
+        }
+    }
+
+    /// Whether the backend is to go on, and could set the device up.
+    async fn backend_stays(&self) -> Result<bool, Error> {
+        let online = match self.other().get_or("online", false).await {
+            Err(Error::Store(error)) if error.errno() == Some(Errno::EACCES) => false,
+            online => online?,
+        };
+        if !online {
+            return Ok(false);
+        }
+        let status: Option<String> = self.other().find("hotplug-status").await?;
+        Ok(status.as_deref() != Some("error"))
     }
 
     /// Publishes: what `keys` writes and the state, seen by the backend at once. `keys` may be run
