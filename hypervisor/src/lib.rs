@@ -25,6 +25,8 @@
 //! guest's side: what a frontend in a unikernel links.
 
 #![cfg_attr(not(feature = "std"), no_std)]
+// Allowed by the few modules that cannot do without, which say why.
+#![deny(unsafe_code)]
 
 extern crate alloc;
 

@@ -9,6 +9,11 @@
 //! The type says what may be done: `View<'_, ReadOnly>` has no method that writes, and a page that
 //! was mapped read-only yields nothing else.
 
+#![allow(
+    unsafe_code,
+    reason = "views of shared memory are made here, and nowhere else"
+)]
+
 use alloc::sync::Arc;
 use core::alloc::Layout;
 use core::fmt;

@@ -1,5 +1,7 @@
 //! Memory of the host's own to play a disk.
 
+#![allow(unsafe_code, reason = "fresh memory of the kernel becomes views")]
+
 use core::fmt;
 use core::num::NonZeroUsize;
 use core::ptr::NonNull;

@@ -1,5 +1,7 @@
 //! File I/O that is done when the call returns.
 
+#![allow(unsafe_code, reason = "the kernel is handed addresses")]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 

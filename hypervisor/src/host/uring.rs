@@ -1,5 +1,7 @@
 //! io_uring with operations that own their memory.
 
+#![allow(unsafe_code, reason = "the kernel is handed addresses")]
+
 use core::fmt;
 use std::boxed::Box;
 use std::fs::File;

@@ -1,5 +1,10 @@
 //! A domain's memory: one memfd, mapped whole, handed out by the page.
 
+#![allow(
+    unsafe_code,
+    reason = "pages of a memfd become views, and scattered ones a run"
+)]
+
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;

@@ -1,5 +1,7 @@
 //! A physical CPU: a thread that runs vCPUs, and sleeps in the kernel when there are none.
 
+#![allow(unsafe_code, reason = "a system call that has no wrapper")]
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
