@@ -14,7 +14,10 @@
 //!
 //! A client that sends faster than it reads is not served until it has read: its requests wait
 //! where they are. Events do not wait, so there is a bound on them, beyond which a guest loses
-//! some, as with C xenstored, and a local client loses its connection.
+//! some, as with C xenstored. Domain 0 and local clients must not lose any by what guests do: so
+//! who causes them is held instead (XSA-326). A guest owes the bytes of its events that these
+//! clients have not been sent yet, and while it owes too much, its own requests wait; others'
+//! do not. Only a local client that lets far more than that pile up loses its connection.
 
 mod control;
 pub mod daemon;
@@ -26,6 +29,7 @@ pub mod socket;
 mod tests;
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
 use core::mem;
 
 use parapet_xen_sys::io::xs_wire::{Operation, RingError};
@@ -33,7 +37,7 @@ use parapet_xen_sys::{DomId, Errno, Port};
 
 use crate::store::{Caller, ClientId, Event, SpecialEvent, Store};
 use crate::wire::Decoder;
-use output::Output;
+use output::{Debt, Output};
 
 /// What a server asks of the place it runs in.
 pub trait World {
@@ -63,12 +67,28 @@ pub enum Peer {
     Local,
 }
 
+impl Peer {
+    /// Whether it may do everything, and is trusted to.
+    fn is_privileged(self) -> bool {
+        matches!(self, Peer::Local | Peer::Domain(DomId::ZERO))
+    }
+}
+
 struct Connection {
     peer: Peer,
     input: Decoder,
     output: Output,
     /// Why it is served no more, if it is not.
     fault: Option<RingError>,
+    /// Bytes of events that it caused and privileged clients were not sent yet.
+    owed: usize,
+}
+
+impl Connection {
+    /// Whether its requests wait, for itself to read or for others to read what it caused.
+    fn is_held(&self) -> bool {
+        self.output.len() >= ANSWERS_WAITING || self.owed >= EVENTS_OWED
+    }
 }
 
 struct Domain {
@@ -84,7 +104,7 @@ pub struct Server {
     /// The introduced ones.
     domains: BTreeMap<DomId, Domain>,
     next_client: u64,
-    /// Connections that got something to send, or a fault, by another's request.
+    /// Connections that got something to send, a fault, or leave to go on, by others' doing.
     stirred: BTreeSet<ClientId>,
     /// Whether every request is logged.
     access_log: bool,
@@ -92,7 +112,10 @@ pub struct Server {
 
 /// Requests are not served while this many bytes wait to be read by their client.
 const ANSWERS_WAITING: usize = 64 << 10;
-/// Bytes waiting for a domain beyond which it loses events.
+/// A guest's requests are not served while this many bytes of events that it caused wait for
+/// privileged clients.
+const EVENTS_OWED: usize = 64 << 10;
+/// Bytes waiting for a guest beyond which it loses events.
 const DOMAIN_WAITING: usize = 512 << 10;
 /// Bytes waiting for a local client beyond which it is let go.
 const LOCAL_WAITING: usize = 16 << 20;
@@ -130,6 +153,7 @@ impl Server {
             input: Decoder::default(),
             output: Output::default(),
             fault: None,
+            owed: 0,
         };
         self.connections.insert(client, connection);
         self.store.attach(client, caller);
@@ -142,6 +166,7 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&client) else {
             return;
         };
+        let debts = connection.output.clear();
         match connection.peer {
             Peer::Local => {
                 self.connections.remove(&client);
@@ -149,11 +174,11 @@ impl Server {
             }
             Peer::Domain(_) => {
                 connection.input = Decoder::default();
-                connection.output.clear();
                 connection.fault = Some(why);
                 self.store.reset(client);
             }
         }
+        self.forgive(debts);
         self.stirred.insert(client);
     }
 
@@ -173,7 +198,7 @@ impl Server {
     pub fn wants_input(&self, client: ClientId) -> bool {
         self.connections.get(&client).is_some_and(|connection| {
             connection.fault.is_none()
-                && connection.output.len() < ANSWERS_WAITING
+                && !connection.is_held()
                 && connection.input.len() < ANSWERS_WAITING
         })
     }
@@ -192,7 +217,7 @@ impl Server {
             let Some(connection) = self.connections.get_mut(&client) else {
                 return false;
             };
-            if connection.fault.is_some() || connection.output.len() >= ANSWERS_WAITING {
+            if connection.fault.is_some() || connection.is_held() {
                 return turn > 0;
             }
             match connection.input.message() {
@@ -217,11 +242,13 @@ impl Server {
     /// The first `len` bytes of [`Server::output`] are sent.
     pub fn sent(&mut self, client: ClientId, len: usize) {
         if let Some(connection) = self.connections.get_mut(&client) {
-            connection.output.sent(len);
+            let debts = connection.output.sent(len);
+            self.forgive(debts);
         }
     }
 
-    /// The connections that, since this was last asked, got something to send or a fault.
+    /// The connections that, since this was last asked, got something to send or a fault, or owe
+    /// so little again that their requests are served.
     pub fn take_stirred(&mut self) -> BTreeSet<ClientId> {
         mem::take(&mut self.stirred)
     }
@@ -258,7 +285,7 @@ impl Server {
         if domid != DomId::ZERO {
             self.store.announce(SpecialEvent::Introduce, domid);
         }
-        self.deliver();
+        self.deliver(None);
         Ok(client)
     }
 
@@ -268,7 +295,7 @@ impl Server {
             && !mem::replace(&mut domain.shut_down, true)
         {
             self.store.announce(SpecialEvent::Release, domid);
-            self.deliver();
+            self.deliver(None);
         }
     }
 
@@ -276,7 +303,9 @@ impl Server {
     pub fn release(&mut self, domid: DomId, world: &mut impl World) {
         let domain = self.domains.remove(&domid);
         if let Some(domain) = &domain {
-            self.connections.remove(&domain.client);
+            if let Some(mut connection) = self.connections.remove(&domain.client) {
+                self.forgive(connection.output.clear());
+            }
             self.store.detach(domain.client);
             world.disconnect(domain.client);
         }
@@ -286,32 +315,58 @@ impl Server {
         if domain.is_some() {
             self.store.announce(SpecialEvent::Release, domid);
         }
-        self.deliver();
+        self.deliver(None);
     }
 
     // ---- events
 
-    /// Queues the events that are due.
-    fn deliver(&mut self) {
+    /// Queues the events that are due, by a request of `causer` or by nobody's.
+    fn deliver(&mut self, causer: Option<ClientId>) {
+        let guest = causer.filter(|causer| {
+            let connection = self.connections.get(causer);
+            connection.is_some_and(|connection| !connection.peer.is_privileged())
+        });
         for event in self.store.take_events() {
-            self.tell(&event);
+            self.tell(&event, guest);
         }
     }
 
-    fn tell(&mut self, event: &Event) {
+    /// Queues an event. If its client is privileged, the guest that caused it owes that.
+    fn tell(&mut self, event: &Event, guest: Option<ClientId>) {
         let Some(connection) = self.connections.get_mut(&event.client) else {
             return;
         };
         let waiting = connection.output.len();
-        match connection.peer {
-            Peer::Domain(domid) if domid != DomId::ZERO && waiting > DOMAIN_WAITING => {}
-            _ if waiting > LOCAL_WAITING => {
-                log::warn!("{:?} does not read its events", connection.peer);
-                self.fail(event.client, RingError::Comm);
+        let causer = match connection.peer {
+            Peer::Domain(DomId::ZERO) => guest,
+            Peer::Domain(_) if waiting > DOMAIN_WAITING => return,
+            Peer::Domain(_) => None,
+            Peer::Local if waiting > LOCAL_WAITING => {
+                log::warn!("a local client does not read its events");
+                return self.fail(event.client, RingError::Comm);
             }
-            _ => {
-                connection.output.event(event.path(), &event.token);
-                self.stirred.insert(event.client);
+            Peer::Local => guest,
+        };
+        let debt = connection.output.event(event.path(), &event.token, causer);
+        self.stirred.insert(event.client);
+        if let Some(Debt { causer, bytes }) = debt
+            && let Some(connection) = self.connections.get_mut(&causer)
+        {
+            connection.owed += bytes;
+        }
+    }
+
+    /// Debts have ended. Who is held no more by that is stirred.
+    fn forgive(&mut self, debts: Vec<Debt>) {
+        for Debt { causer, bytes } in debts {
+            // It may be gone.
+            let Some(connection) = self.connections.get_mut(&causer) else {
+                continue;
+            };
+            let held = connection.owed >= EVENTS_OWED;
+            connection.owed = connection.owed.saturating_sub(bytes);
+            if held && connection.owed < EVENTS_OWED {
+                self.stirred.insert(causer);
             }
         }
     }

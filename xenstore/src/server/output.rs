@@ -3,9 +3,11 @@
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::mem;
 
 use parapet_xen_sys::io::xs_wire::Operation;
 
+use crate::store::ClientId;
 use crate::wire::{TooLong, encode};
 
 /// Messages on their way to one client, as bytes.
@@ -19,8 +21,22 @@ pub(super) struct Output {
     /// How many bytes were ever queued before `bytes`.
     base: u64,
     waiting: BTreeSet<Arc<[u8]>>,
-    /// The same in order, each with where its message begins, counted in all bytes ever.
-    order: VecDeque<(u64, Arc<[u8]>)>,
+    /// All events that wait, in order.
+    order: VecDeque<Waiting>,
+}
+
+struct Waiting {
+    /// Where its message begins, counted in all bytes ever.
+    start: u64,
+    event: Arc<[u8]>,
+    debt: Option<Debt>,
+}
+
+/// Bytes that wait here because of another client's request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Debt {
+    pub(super) causer: ClientId,
+    pub(super) bytes: usize,
 }
 
 impl Output {
@@ -33,12 +49,15 @@ impl Output {
         self.bytes().len()
     }
 
-    /// The first `len` of [`Output::bytes`] are gone.
-    pub(super) fn sent(&mut self, len: usize) {
+    /// The first `len` of [`Output::bytes`] are gone. The debts that end with that: an event's
+    /// does once its message begins to go.
+    pub(super) fn sent(&mut self, len: usize) -> Vec<Debt> {
         self.sent = self.bytes.len().min(self.sent + len);
         let sent = self.base + self.sent as u64;
-        while let Some((_, event)) = self.order.pop_front_if(|(start, _)| *start < sent) {
+        let mut ended = Vec::new();
+        while let Some(Waiting { event, debt, .. }) = self.order.pop_front_if(|e| e.start < sent) {
             self.waiting.remove(&event);
+            ended.extend(debt);
         }
         // What is left to move is less than what was gained, or the buffer is empty.
         if self.sent * 2 >= self.bytes.len() {
@@ -46,6 +65,7 @@ impl Output {
             self.base += self.sent as u64;
             self.sent = 0;
         }
+        ended
     }
 
     pub(super) fn answer(
@@ -60,23 +80,39 @@ impl Output {
 
     /// Queues an event, unless the same waits already or it is longer than a message may be.
     /// xenstored's own events are never left out: each is for another domain.
-    pub(super) fn event(&mut self, path: &str, token: &[u8]) {
+    ///
+    /// If there is a `causer` to charge, its debt is returned.
+    pub(super) fn event(
+        &mut self,
+        path: &str,
+        token: &[u8],
+        causer: Option<ClientId>,
+    ) -> Option<Debt> {
         let payload = [path.as_bytes(), b"\0", token, b"\0"].concat();
         let payload: Arc<[u8]> = payload.into();
         let unique = !path.starts_with('@');
         if unique && self.waiting.contains(&payload) {
-            return;
+            return None;
         }
-        let start = self.base + self.bytes.len() as u64;
-        let fits = encode(&mut self.bytes, Operation::WatchEvent, 0, 0, &[&payload]).is_ok();
-        if unique && fits {
+        let before = self.bytes.len();
+        encode(&mut self.bytes, Operation::WatchEvent, 0, 0, &[&payload]).ok()?;
+        if unique {
             self.waiting.insert(payload.clone());
-            self.order.push_back((start, payload));
         }
+        let bytes = self.bytes.len() - before;
+        let debt = causer.map(|causer| Debt { causer, bytes });
+        self.order.push_back(Waiting {
+            start: self.base + before as u64,
+            event: payload,
+            debt,
+        });
+        debt
     }
 
-    pub(super) fn clear(&mut self) {
-        *self = Output::default();
+    /// Forgets all that waits. The debts that end with that.
+    pub(super) fn clear(&mut self) -> Vec<Debt> {
+        let all = mem::take(self);
+        all.order.into_iter().filter_map(|e| e.debt).collect()
     }
 }
 
@@ -97,31 +133,47 @@ mod tests {
     fn an_event_that_waits_is_not_queued_again_until_it_is_sent() {
         let mut output = Output::default();
         for _ in 0..3 {
-            output.event("/a", b"t");
-            output.event("/b", b"t");
+            output.event("/a", b"t", None);
+            output.event("/b", b"t", None);
         }
         assert_eq!(events(output.bytes()), [b"/a\0t\0", b"/b\0t\0"]);
         output.sent(1);
-        output.event("/a", b"t");
-        output.event("/b", b"t");
+        output.event("/a", b"t", None);
+        output.event("/b", b"t", None);
         assert_eq!(output.len(), 3 * 21 - 1);
         output.sent(output.len());
-        output.event("/b", b"t");
+        output.event("/b", b"t", None);
         assert_eq!(events(output.bytes()), [b"/b\0t\0"]);
     }
 
     #[test]
     fn every_special_event_is_told() {
         let mut output = Output::default();
-        output.event("@releaseDomain", b"t");
-        output.event("@releaseDomain", b"t");
+        output.event("@releaseDomain", b"t", None);
+        output.event("@releaseDomain", b"t", None);
         assert_eq!(events(output.bytes()).len(), 2);
     }
 
     #[test]
     fn an_event_too_long_for_a_message_is_left_out() {
         let mut output = Output::default();
-        output.event("/a", &[b'x'; 4096]);
+        assert_eq!(output.event("/a", &[b'x'; 4096], Some(ClientId(1))), None);
         assert_eq!(output.len(), 0);
+    }
+
+    #[test]
+    fn a_debt_ends_once_its_event_begins_to_go_or_all_is_forgotten() {
+        let mut output = Output::default();
+        let mut cause = |path, causer| output.event(path, b"t", Some(ClientId(causer)));
+        let first = cause("/a", 1).unwrap();
+        assert_eq!((first.causer, first.bytes), (ClientId(1), 21));
+        assert_eq!(cause("/a", 2), None, "it waits already, at another's cost");
+        let second = cause("@releaseDomain", 2).unwrap();
+        let third = cause("/c", 1).unwrap();
+        assert_eq!(output.sent(1), [first]);
+        assert_eq!(output.sent(20), []);
+        assert_eq!(output.sent(second.bytes), [second]);
+        assert_eq!(output.clear(), [third]);
+        assert_eq!((output.len(), output.clear()), (0, Vec::new()));
     }
 }

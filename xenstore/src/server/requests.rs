@@ -47,7 +47,7 @@ impl Server {
     pub(super) fn handle(&mut self, client: ClientId, message: &Message, world: &mut impl World) {
         let &Message { req_id, tx_id, .. } = message;
         let result = self.request(client, message, world);
-        self.deliver();
+        self.deliver(Some(client));
         if self.access_log {
             self.log(client, message, result.as_ref().err());
         }
@@ -57,7 +57,7 @@ impl Server {
             }
             (Ok(Answer::Watching(first)), Ok(operation)) => {
                 self.answer(client, operation, req_id, tx_id, wire::OK);
-                self.tell(&first);
+                self.tell(&first, None);
             }
             (Err(error), _) => {
                 let mut name = Vec::from(wire::error_name(error));
@@ -228,8 +228,9 @@ impl Server {
         self.store.reset(client);
         if let Some(connection) = self.connections.get_mut(&client) {
             connection.input = wire::Decoder::default();
-            connection.output.clear();
             connection.fault = None;
+            let debts = connection.output.clear();
+            self.forgive(debts);
         }
     }
 

@@ -3,12 +3,20 @@
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::future::poll_fn;
+use core::task::{Context, Poll};
 
+use parapet_hypervisor::seam::{Channel, Tasks};
 use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
 use super::*;
 use crate::Permission;
+use crate::client::Client;
+use crate::mailbox::Mailbox;
+use crate::server::daemon::Daemon;
+use crate::testing::Place;
+use crate::transport::{Broken, Pipe, Transport};
 use crate::wire::{self, Message, Request};
 
 /// Domains 1 to 9 exist; what is asked of it is noted.
@@ -407,6 +415,233 @@ fn events_for_a_guest_that_does_not_read_are_bounded() {
             .unwrap();
     }
     assert!(bench.server.output(bench.guest).len() <= DOMAIN_WAITING + 4112);
+}
+
+impl Bench {
+    /// Domain 0, by a ring, watching `/` with this token, and its first event read.
+    fn domain_0(&mut self, token: &[u8]) -> ClientId {
+        let world = &mut self.world;
+        let domain_0 = self.server.introduce(DomId::ZERO, Port(1), world).unwrap();
+        let depth = None;
+        let path = b"/";
+        self.ask(domain_0, 0, &Request::Watch { path, token, depth })
+            .unwrap();
+        self.received(domain_0);
+        domain_0
+    }
+
+    /// A guest makes and removes nodes, each of another name, and reads its answers, until it is
+    /// held. How many bytes wait for `watcher` then.
+    fn flood(&mut self, guest: ClientId, watcher: ClientId) -> usize {
+        for n in 0.. {
+            if !self.server.wants_input(guest) {
+                break;
+            }
+            assert!(n < 10_000, "nothing holds it");
+            let path = alloc::format!("device/vbd/{n}");
+            let mut bytes = vec![];
+            write(path.as_bytes(), b"4")
+                .encode(1, 0, &mut bytes)
+                .unwrap();
+            Request::Rm(path.as_bytes())
+                .encode(1, 0, &mut bytes)
+                .unwrap();
+            self.send(guest, &bytes);
+            self.received(guest);
+        }
+        self.server.take_stirred();
+        self.server.output(watcher).len()
+    }
+
+    /// What a held guest asks has no answer.
+    fn assert_held(&mut self, guest: ClientId) {
+        let mut bytes = vec![];
+        write(b"more", b"").encode(2, 0, &mut bytes).unwrap();
+        self.send(guest, &bytes);
+        assert!(self.server.output(guest).is_empty());
+    }
+}
+
+#[test]
+fn a_guest_whose_events_domain_0_does_not_read_is_held_and_the_others_are_not() {
+    let mut bench = Bench::new();
+    let domain_0 = bench.domain_0(b"t");
+    let world = &mut bench.world;
+    let other = bench.server.introduce(DomId(6), Port(1), world).unwrap();
+    for request in [
+        Request::Mkdir(b"/local/domain/6"),
+        Request::SetPerms {
+            path: b"/local/domain/6",
+            permissions: vec![Permission::none(DomId(6))],
+        },
+    ] {
+        bench.ask(bench.local, 0, &request).unwrap();
+    }
+    let guest = bench.guest;
+    let waiting = bench.flood(guest, domain_0);
+    assert!(waiting < 2 * EVENTS_OWED, "{waiting}");
+    bench.assert_held(guest);
+    assert_eq!(bench.server.fault(domain_0), None);
+    for _ in 0..100 {
+        bench.ask(other, 0, &write(b"x", b"1")).unwrap();
+    }
+    assert!(bench.server.wants_input(other));
+
+    // It goes on once enough was sent, not before, and is woken for that once.
+    let mut woken = 0;
+    while !bench.server.output(domain_0).is_empty() {
+        let held = !bench.server.wants_input(guest);
+        bench.server.sent(domain_0, 100);
+        if bench.server.take_stirred().contains(&guest) {
+            assert!(held && bench.server.wants_input(guest));
+            woken += 1;
+        }
+    }
+    assert_eq!(woken, 1);
+    while bench.server.serve(guest, &mut bench.world) {}
+    let answers = bench.received(guest);
+    assert!(
+        answers.iter().any(|answer| answer.req_id == 2),
+        "asked while held"
+    );
+    bench.flood(guest, domain_0);
+    bench.assert_held(guest);
+}
+
+#[test]
+fn a_held_guest_goes_on_when_who_did_not_read_is_gone() {
+    type Leave = fn(&mut Bench, ClientId);
+    let leave: [Leave; 3] = [
+        |bench, domain_0| bench.server.fail(domain_0, RingError::RingIdx),
+        |bench, _| bench.server.release(DomId::ZERO, &mut bench.world),
+        |bench, _| {
+            let request = Request::Introduce {
+                domid: DomId::ZERO,
+                gfn: 0,
+                port: Port(1),
+            };
+            bench.ask(bench.local, 0, &request).unwrap();
+        },
+    ];
+    for leave in leave {
+        let mut bench = Bench::new();
+        let domain_0 = bench.domain_0(b"t");
+        bench.flood(bench.guest, domain_0);
+        leave(&mut bench, domain_0);
+        assert!(bench.server.take_stirred().contains(&bench.guest));
+        bench.ask(bench.guest, 0, &write(b"x", b"1")).unwrap();
+    }
+
+    let mut bench = Bench::new();
+    let idle = bench.server.connect_local();
+    bench.ask(idle, 0, &watch(b"/")).unwrap();
+    bench.received(idle);
+    bench.flood(bench.guest, idle);
+    bench.assert_held(bench.guest);
+    bench.server.fail(idle, RingError::Comm);
+    assert!(bench.server.take_stirred().contains(&bench.guest));
+    assert!(bench.server.wants_input(bench.guest));
+}
+
+#[test]
+fn whatever_waits_for_domain_0_it_stays_and_a_local_client_does_not() {
+    let mut bench = Bench::new();
+    let token = [b't'; 3000];
+    let domain_0 = bench.domain_0(&token);
+    let idle = bench.server.connect_local();
+    let all = Request::Watch {
+        path: b"/",
+        token: &token,
+        depth: None,
+    };
+    bench.ask(idle, 0, &all).unwrap();
+    bench.received(idle);
+    for n in 0..LOCAL_WAITING / token.len() + 2 {
+        assert!(bench.server.is_connected(idle) || n * (token.len() + 30) > LOCAL_WAITING);
+        let path = alloc::format!("/n{n}");
+        bench
+            .ask(bench.local, 0, &write(path.as_bytes(), b""))
+            .unwrap();
+        bench
+            .ask(bench.local, 0, &Request::Rm(path.as_bytes()))
+            .unwrap();
+    }
+    assert!(!bench.server.is_connected(idle));
+    assert_eq!(bench.server.fault(domain_0), None);
+    assert!(bench.server.output(domain_0).len() > LOCAL_WAITING);
+}
+
+/// A pipe with little room in it.
+struct Narrow(Pipe);
+
+impl Transport for Narrow {
+    fn read(&mut self, to: &mut [u8]) -> Result<usize, Broken> {
+        self.0.read(to)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
+        self.0.write(&bytes[..bytes.len().min(100)])
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.poll_ready(cx)
+    }
+}
+
+#[test]
+fn a_guest_that_was_held_while_a_slow_client_read_finishes_what_it_asked() {
+    let host = Place::host();
+    let (daemon, xenstored) = Daemon::new(host.clone(), Store::default(), |domid| domid.0 < 10);
+    host.spawn(daemon.run());
+    host.run(async {
+        let (place, page, channel) = host.domain(DOMAIN);
+        let port = channel.port();
+        let guest = Client::over_ring(&place, page, channel).unwrap();
+        let local = Client::start(&host, xenstored.connect());
+        local.mkdir("/local/domain/5").await.unwrap();
+        let own = [Permission::none(DOMAIN)];
+        local
+            .set_permissions("/local/domain/5", &own)
+            .await
+            .unwrap();
+        xenstored.introduce(DOMAIN, port).await.unwrap();
+
+        let (mut slow, narrow) = Pipe::pair();
+        xenstored.serve(Narrow(narrow));
+        let mut request = vec![];
+        let token = &[b't'; 1000];
+        let (path, depth) = (b"/local/domain/5", None);
+        let all = Request::Watch { path, token, depth };
+        all.encode(1, 0, &mut request).unwrap();
+        assert_eq!(slow.write(&request).unwrap(), request.len());
+
+        let done = Mailbox::new();
+        let finished = done.clone();
+        host.spawn(async move {
+            for n in 0..1000 {
+                let path = alloc::format!("device/{n}");
+                guest.write(&path, "").await.unwrap();
+                guest.remove(&path).await.unwrap();
+            }
+            finished.put(());
+        });
+        let mut read = 0;
+        poll_fn(|cx| {
+            if done.poll_take(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let got = slow.read(&mut [0; 100]).unwrap();
+            read += got;
+            if got > 0 || slow.poll_ready(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending
+        })
+        .await;
+        // All was told that the guest may not owe when it asks for the last time.
+        let total = 1000 * token.len();
+        assert!(read > total - 2 * EVENTS_OWED, "{read}");
+    });
 }
 
 proptest! {

@@ -1,8 +1,9 @@
 //! What a request or a transaction saw and changed, and whether it still holds.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::mem;
 
 use parapet_xen_sys::{DomId, Errno};
 
@@ -23,6 +24,8 @@ struct Touch {
     subtree: bool,
     /// It changed, created or removed the node.
     modified: bool,
+    /// It is among the changes.
+    told: bool,
 }
 
 /// Something that watchers may want to know of.
@@ -48,8 +51,9 @@ pub(super) struct Log {
 }
 
 impl Log {
+    /// What can only be dropped needs no trace, or a quota would not end its growth.
     fn touch(&mut self, path: &Path, note: impl FnOnce(&mut Touch)) {
-        if let Some(touched) = &mut self.touched {
+        if let Some(touched) = self.touched.as_mut().filter(|_| !self.failed) {
             note(touched.entry(path.clone()).or_default());
         }
     }
@@ -75,7 +79,19 @@ impl Log {
         });
     }
 
-    pub(super) fn news(&mut self, change: Change) {
+    /// In a transaction, news of a node counts once, however often it is changed; and what the
+    /// node was before is found out at the end, so that nothing removed is kept until then.
+    pub(super) fn news(&mut self, mut change: Change) {
+        if self.touched.is_some() {
+            let mut first = false;
+            self.touch(&change.path, |touch| {
+                first = !mem::replace(&mut touch.told, true);
+            });
+            if !first {
+                return;
+            }
+            (change.before, change.gone) = (None, None);
+        }
         self.changes.push(change);
     }
 
@@ -175,14 +191,10 @@ impl Transaction {
         Ok(self.into_log())
     }
 
-    /// The log, with each change set against the tree that the transaction began with, and told
-    /// once.
+    /// The log, with each change set against the tree that the transaction began with.
     fn into_log(self) -> Log {
         let Transaction { base, mut log, .. } = self;
         let touched = log.touched.take().unwrap_or_default();
-        let mut told = BTreeSet::new();
-        log.changes
-            .retain(|change| told.insert(change.path.clone()));
         for change in &mut log.changes {
             let node = base.get(&change.path);
             let removed = touched.get(&change.path).is_some_and(|touch| touch.subtree);
@@ -190,5 +202,71 @@ impl Transaction {
             change.gone = node.filter(|_| removed).cloned();
         }
         log
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TransactionId;
+    use crate::store::{Caller, ClientId, Limits, Store};
+
+    const GUEST: ClientId = ClientId(7);
+
+    /// A guest's store with an open transaction.
+    fn open(limits: Limits) -> (Store, TransactionId) {
+        let mut store = Store::new(limits);
+        let domid = DomId(7);
+        store.know(domid);
+        store.attach(ClientId(0), Caller::PRIVILEGED);
+        store.attach(GUEST, Caller::domain(domid));
+        let home = Path::of_domain(domid);
+        let live = TransactionId::NONE;
+        store.mkdir(ClientId(0), live, &home).unwrap();
+        let entries = [crate::Permission::none(domid)];
+        store
+            .set_permissions(ClientId(0), live, &home, &entries)
+            .unwrap();
+        let tx = store.begin(GUEST).unwrap();
+        (store, tx)
+    }
+
+    fn log(store: &Store, tx: TransactionId) -> &Log {
+        &store.clients[&GUEST].transactions[&tx].log
+    }
+
+    #[test]
+    fn a_node_changed_again_and_again_in_a_transaction_is_one_change() {
+        let (mut store, tx) = open(Limits::default());
+        let path = Path::new("/local/domain/7/x").unwrap();
+        for _ in 0..1000 {
+            store.write(GUEST, tx, &path, b"1").unwrap();
+            store.write(GUEST, tx, &path, b"2").unwrap();
+            store.remove(GUEST, tx, &path).unwrap();
+        }
+        let [change] = &log(&store, tx).changes[..] else {
+            panic!("{} changes", log(&store, tx).changes.len())
+        };
+        assert!(change.gone.is_none(), "nothing removed is kept");
+    }
+
+    #[test]
+    fn a_transaction_that_exceeded_its_quota_grows_no_more() {
+        let limits = Limits {
+            transaction_nodes: 4,
+            ..Limits::default()
+        };
+        let (mut store, tx) = open(limits);
+        let read = |store: &mut Store, n: u32| {
+            let path = alloc::format!("/local/domain/7/{n}");
+            let _ = store.read(GUEST, tx, &Path::new(&path).unwrap());
+            log(store, tx).len()
+        };
+        for n in 0..10 {
+            read(&mut store, n);
+        }
+        let exceeded = log(&store, tx).len();
+        assert!(log(&store, tx).failed && exceeded > 4);
+        assert_eq!(read(&mut store, 10), exceeded);
     }
 }
