@@ -27,20 +27,16 @@ pub enum GuestError {
     #[error(transparent)]
     Vdev(#[from] NotAVdev),
     /// The guest was given no disk of that name.
-    #[error("guest {guest} has no disk {vdev}: it has {}", list(has))]
+    #[error("there is no disk {vdev}: the guest has {}", list(has))]
     NoDisk {
-        /// The guest.
-        guest: String,
         /// What was asked for.
         vdev: Vdev,
         /// What there is.
         has: Vec<Vdev>,
     },
     /// Its backend and we did not come together.
-    #[error("disk {vdev} of guest {guest}: {error}")]
+    #[error("disk {vdev}: {error}")]
     Connect {
-        /// The guest.
-        guest: String,
         /// The disk.
         vdev: Vdev,
         /// Why.
@@ -103,8 +99,7 @@ impl Guest {
         let vdev: Vdev = vdev.parse()?;
         let has = self.vdevs().await?;
         if !has.contains(&vdev) {
-            let guest = self.name().into();
-            return Err(GuestError::NoDisk { guest, vdev, has });
+            return Err(GuestError::NoDisk { vdev, has });
         }
         self.connect(vdev).await
     }
@@ -142,11 +137,7 @@ impl Guest {
         let path = format!("device/vbd/{}", vdev.number());
         Disk::connect(self.domain(), self.store(), &path)
             .await
-            .map_err(|error| GuestError::Connect {
-                guest: self.name().into(),
-                vdev,
-                error,
-            })
+            .map_err(|error| GuestError::Connect { vdev, error })
     }
 }
 

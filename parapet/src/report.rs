@@ -118,7 +118,7 @@ const HEAD: [&str; 11] = [
 const TEXT: usize = 3;
 
 /// A table for people: a row for each kind of operation that a disk did. MB/s are over the whole
-/// time that the guest's program ran.
+/// time that the guest's program ran. Empty if none did anything.
 pub fn table(disks: &[DiskSummary]) -> String {
     let mut rows = vec![HEAD.map(str::to_owned)];
     for disk in disks {
@@ -134,6 +134,9 @@ pub fn table(disks: &[DiskSummary]) -> String {
             row[HEAD.len() - 1] = disk.refused.to_string();
             rows.push(row);
         }
+    }
+    if rows.len() == 1 {
+        return String::new();
     }
     lines(&rows)
 }

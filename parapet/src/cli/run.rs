@@ -65,8 +65,9 @@ fn print(json: bool, ended: &[Ended], disks: Vec<DiskSummary>) -> Result<ExitCod
                 writeln!(out, "{}: {outcome}", guest.name)?;
             }
         }
-        if !disks.is_empty() {
-            write!(out, "\n{}", report::table(&disks))?;
+        let table = report::table(&disks);
+        if !table.is_empty() {
+            write!(out, "\n{table}")?;
         }
     }
     let mut status = ExitCode::SUCCESS;
