@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Poll, Waker};
 
 use futures_channel::mpsc;
 use parapet_hypervisor::seam::Backend;
@@ -48,15 +48,59 @@ const MOST_REPORTS: usize = 1024;
 
 /// Every vbd that a [`Service`] has met, for others to look at. Clones are the same list.
 #[derive(Debug, Clone, Default)]
-pub struct Reports(Arc<Mutex<BTreeMap<Vbd, Report>>>);
+pub struct Reports(Arc<Mutex<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    reports: BTreeMap<Vbd, Report>,
+    /// Who waits for the end of a vbd.
+    waiting: Vec<Waker>,
+}
+
+impl Known {
+    fn is_alive(&self, vbd: Vbd) -> bool {
+        self.reports.get(&vbd).is_some_and(|report| report.alive)
+    }
+}
 
 impl Reports {
     /// The reports as of now, in the order of domains.
     pub fn all(&self) -> Vec<Report> {
-        self.with(|reports| reports.values().cloned().collect())
+        self.with(|known| known.reports.values().cloned().collect())
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<Vbd, Report>) -> T) -> T {
+    /// Waits until `vbd` is served no more, and nothing of it is open or mapped. Its nodes say so
+    /// a little earlier: a closed device may still wait for its frontend to come back.
+    pub async fn ended(&self, vbd: Vbd) {
+        poll_fn(|cx| {
+            self.with(|known| {
+                if !known.is_alive(vbd) {
+                    return Poll::Ready(());
+                }
+                let waker = cx.waker();
+                if !known.waiting.iter().any(|known| known.will_wake(waker)) {
+                    known.waiting.push(waker.clone());
+                }
+                Poll::Pending
+            })
+        })
+        .await;
+    }
+
+    /// Takes note that the devices that `which` names are served no more.
+    fn end(&self, which: impl Fn(Vbd) -> bool, error: Option<&str>) {
+        let waiting = self.with(|known| {
+            let reports = known.reports.values_mut();
+            for report in reports.filter(|report| report.alive && which(report.vbd)) {
+                report.alive = false;
+                report.error = error.map(str::to_owned);
+            }
+            std::mem::take(&mut known.waiting)
+        });
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Known) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -125,12 +169,7 @@ impl<P: Backend> Service<P> {
                     None => self.look_at_all(&ended).await?,
                 },
                 Event::Ended(vbd, error) => {
-                    self.reports.with(|reports| {
-                        if let Some(report) = reports.get_mut(&vbd) {
-                            report.alive = false;
-                            report.error = error;
-                        }
-                    });
+                    self.reports.end(|ended| ended == vbd, error.as_deref());
                     // Should the toolstack have made it anew meanwhile, nothing else would tell.
                     self.look_at(vbd, &ended).await?;
                 }
@@ -170,10 +209,7 @@ impl<P: Backend> Service<P> {
 
     /// Serves a vbd that is not served, if the toolstack has just made it.
     async fn look_at(&self, vbd: Vbd, ended: &Endings) -> Result<(), client::Error> {
-        let alive = |reports: &mut BTreeMap<Vbd, Report>| {
-            reports.get(&vbd).is_some_and(|report| report.alive)
-        };
-        if self.reports.with(alive) {
+        if self.reports.with(|known| known.is_alive(vbd)) {
             return Ok(());
         }
         let path = format!("{}/{vbd}", self.root);
@@ -191,7 +227,8 @@ impl<P: Backend> Service<P> {
             error: None,
             stats: Arc::clone(&stats),
         };
-        self.reports.with(|reports| {
+        self.reports.with(|known| {
+            let reports = &mut known.reports;
             if reports.len() >= MOST_REPORTS {
                 // Guests come and go for years.
                 reports.retain(|_, report| report.alive);
@@ -212,6 +249,13 @@ impl<P: Backend> Service<P> {
             let _ = ended.unbounded_send((vbd, error));
         });
         Ok(())
+    }
+}
+
+impl<P: Backend> Drop for Service<P> {
+    fn drop(&mut self) {
+        // Nobody would ever say so of those that are left.
+        self.reports.end(|_| true, Some("the service has ended"));
     }
 }
 

@@ -326,6 +326,8 @@ impl<T> Running<'_, T> {
         let detached = block_on(async {
             for vbd in self.attached.drain(..) {
                 self.host.toolstack.detach(vbd).await?;
+                // By now its image is closed, and the next guest may open it.
+                self.host.reports.ended(vbd).await;
             }
             Ok(())
         });
