@@ -1,5 +1,5 @@
-//! The seam between a paravirtual driver and the world it runs in, and one such world: a minimal
-//! hypervisor inside this very process.
+//! The seam between a paravirtual driver and the world it runs in, and two such worlds: a minimal
+//! hypervisor inside this very process, and a real Xen host.
 //!
 //! ```text
 //!      blkback   netback   blkfront   netfront   xenstore        drivers: generic over the seam
@@ -9,6 +9,7 @@
 //!      guest     a guest's own grant table and event bits        no_std
 //!  ───────────────────────────────────────────────────────
 //!      loopback  domains, grants, events, vCPUs on threads       feature "loopback"
+//!      xen       the same on a real host, by /dev/xen            feature "xen"
 //!      host      io_uring into granted pages                     feature "std"
 //! ```
 //!
@@ -19,6 +20,7 @@
 //! * [`loopback`] is a hypervisor in a process: a memfd a domain, grant entries in the granting
 //!   domain's pages, event bits in its shared-info page, vCPUs scheduled on threads. It needs
 //!   neither Xen nor root, and takes both halves of a driver as they are.
+//! * `xen` (feature `xen`) is a real Xen host: the same traits on the devices under `/dev/xen`.
 //! * [`host`] is where a backend meets Linux: io_uring on pages that a guest granted.
 //!
 //! With `default-features = false` the crate is `no_std` and has the seam, the views and the
@@ -39,6 +41,10 @@ pub mod host;
 pub mod loopback;
 pub mod memory;
 pub mod seam;
+#[cfg(any(feature = "loopback", feature = "xen"))]
+mod wait;
+#[cfg(feature = "xen")]
+pub mod xen;
 
 #[cfg(feature = "std")]
 pub use block_on::block_on;

@@ -3,6 +3,12 @@
 //! Each check takes two handles: one that grants, one that is granted to. They may be handles of
 //! the same domain (on a real host, domain 0 can grant to itself and loop events back). A check
 //! panics when the place does not do what the seam's page says.
+//!
+//! What must hold when one of the two dies is in [`deaths`]; what only a real Xen host has, in
+//! [`xen`].
+
+pub mod deaths;
+pub mod xen;
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -54,7 +60,10 @@ pub fn checks<P: Backend>() -> Vec<Check<P>> {
         ),
         ("a copy has a status of its own", a_bad_copy_spoils_no_other),
         ("an event arrives", an_event_arrives),
-        ("many events before a wait are one", events_coalesce),
+        (
+            "many events before a wait are no more than two",
+            events_coalesce,
+        ),
         ("a masked event waits", a_masked_event_waits),
         ("a port of nobody refuses", a_port_of_nobody_refuses),
         (
@@ -186,8 +195,10 @@ fn a_mapped_grant_cannot_end<P: Backend>(a: &P, b: &P) {
     let mapped = b
         .map(a.domid(), &grant.refs()[..1], Access::ReadWrite)
         .unwrap();
-    let error = grant.end().unwrap_err();
-    assert_eq!(error.0, 1, "one of the two pages is still mapped");
+    match grant.end() {
+        Ok(()) => assert!(!P::TELLS_STILL_MAPPED),
+        Err(error) => assert_eq!(error.0, 1, "one of the two pages is still mapped"),
+    }
     drop(pages);
     // Were the page in quarantine handed out again, it would be zero.
     let others: Vec<_> = (0..8).map(|_| a.allocate(2).unwrap()).collect();
@@ -314,7 +325,11 @@ fn events_coalesce<P: Backend>(a: &P, b: &P) {
         ours.notify();
     }
     block_on(theirs.wait());
-    assert!(!theirs.take(), "all of them were one");
+    let more = (0..10).filter(|_| theirs.take()).count();
+    assert!(
+        more <= 1,
+        "all of them were one, or one held and one behind it"
+    );
 }
 
 fn a_masked_event_waits<P: Backend>(a: &P, b: &P) {

@@ -14,13 +14,14 @@ use zerocopy::FromZeros;
 
 use super::grant_table::GrantTable;
 use super::machine::Machine;
-use super::memory::{DomainMemory, lock};
+use super::memory::DomainMemory;
 use super::ports::{Binding, Ports};
 use super::sched::policy::VcpuId;
 use super::sched::vcpu::Vcpu;
 use crate::guest::event_bits::{EventBits, VCPUS};
 use crate::memory::{PAGE_SIZE, View};
 use crate::seam::{Access, EventError};
+use crate::wait::lock;
 
 /// Where the pages that every domain has lie in its memory.
 pub(super) const SHARED_INFO: u32 = 0;

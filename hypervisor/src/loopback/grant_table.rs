@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::grant_table::{EntryFlags, EntryV1, GrantRef, GrantStatus};
 
-use super::memory::{DomainMemory, Pages, lock};
+use super::memory::{DomainMemory, Pages};
 use crate::guest::grant_entries::{self, ENTRY_SIZE, Word};
 use crate::memory::{PAGE_SIZE, View};
 use crate::seam::{Access, GrantError, StillMapped};
+use crate::wait::lock;
 use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 

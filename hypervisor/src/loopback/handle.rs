@@ -17,15 +17,15 @@ use parapet_xen_sys::start_info::StartInfo;
 use super::channel::Channel;
 use super::domain::{DomainInner, START_INFO, XENSTORE};
 use super::mapping::{Grant, Mapping};
-use super::memory::{Pages, lock};
+use super::memory::Pages;
 use super::ports::{Binding, PortStatus};
-use super::sched::pcpu::Sleep;
 use crate::block_on;
 use crate::memory::View;
 use crate::seam::{
     Access, Clock, CopyOp, EventError, Events, GrantError, Grants, HostDescriptors, Identity,
     Instant, MapError, Memory, OutOfMemory, Tasks,
 };
+use crate::wait::{Sleep, lock};
 
 /// A loopback domain. Clones are handles of the same domain; a plain thread may hold one as well as
 /// a task of the guest.

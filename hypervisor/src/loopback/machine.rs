@@ -14,11 +14,11 @@ use parapet_xen_sys::DomId;
 use parapet_xen_sys::event_channel::Port;
 
 use super::domain::DomainInner;
-use super::memory::lock;
 use super::sched::pcpu::{Idle, Pcpu};
 use super::sched::policy::{IdleCpus, Policy};
 use super::sched::vcpu::Vcpu;
 use crate::seam::Instant;
+use crate::wait::{Timekeeper, Timers, lock};
 
 thread_local! {
     /// The physical CPU that this thread is, with the machine that it belongs to.
@@ -195,5 +195,23 @@ impl Machine {
         if let Some((domain, port)) = found {
             domain.deliver(port, registration);
         }
+    }
+}
+
+impl Timekeeper for Machine {
+    fn now(&self) -> Instant {
+        Machine::now(self)
+    }
+
+    fn this_thread(&self) -> Option<usize> {
+        self.pcpu_of_this_thread()
+    }
+
+    fn timers(&self, thread: usize) -> &Timers {
+        &self.pcpus[thread].timers
+    }
+
+    fn ring(&self, thread: usize) {
+        self.pcpus[thread].ring();
     }
 }

@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use buddy_system_allocator::FrameAllocator;
 use memmap2::{MmapOptions, MmapRaw};
@@ -16,11 +16,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::memory::{PAGE_SIZE, ReadOnly, View};
 use crate::seam::{self, Access, OutOfMemory};
-
-/// The lock, also when its last holder panicked: what these locks guard is whole at every step.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use crate::wait::lock;
 
 /// All of a domain's memory. It lives as long as anybody maps a page of it.
 pub(super) struct DomainMemory {

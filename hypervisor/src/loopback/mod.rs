@@ -134,7 +134,7 @@ impl Hypervisor {
     /// # Errors
     /// See [`CreateError`].
     pub fn create(&self, config: DomainConfig) -> Result<Domain, CreateError> {
-        let mut last_domid = memory::lock(&self.last_domid);
+        let mut last_domid = crate::wait::lock(&self.last_domid);
         let domid = self
             .free_domid(*last_domid)
             .ok_or_else(|| CreateError::NoDomid {

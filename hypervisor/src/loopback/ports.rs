@@ -13,9 +13,9 @@ use parapet_xen_sys::DomId;
 use parapet_xen_sys::event_channel::Port;
 
 use super::domain::DomainInner;
-use super::memory::lock;
 use crate::guest::event_bits::PORTS;
 use crate::seam::EventError;
+use crate::wait::lock;
 
 const PORTS_PER_CHUNK: usize = 64;
 

@@ -40,8 +40,9 @@ pub trait Events {
 
 /// Our end of an event channel. Dropping it closes the port.
 ///
-/// An event is a bit, not a count: any number of notifications before the next wait are one. None
-/// is lost, and none is invented: a wait ends only because the peer (or the hypervisor) sent.
+/// An event is a bit, not a count: any number of notifications before the next wait are one, or two
+/// where the place holds one for us and one is pending behind it (as Linux does for a process).
+/// None is lost, and none is invented: a wait ends only because the peer (or the hypervisor) sent.
 pub trait Channel: Send + Sync + Unpin + 'static {
     /// Our port, to hand to the peer.
     fn port(&self) -> Port;

@@ -98,9 +98,9 @@ pub trait Grant: Send + Sync + Unpin + 'static {
     /// The references to hand to the peer, one a page, in order.
     fn refs(&self) -> &[GrantRef];
 
-    /// Takes the right away. When the peer still maps a page it fails, and that page, with its
-    /// reference, is put in quarantine: never reused, never freed while the peer holds it
-    /// (XSA-396).
+    /// Takes the right away. When the peer still maps a page it fails (where the place can tell:
+    /// [`Grants::TELLS_STILL_MAPPED`]), and that page, with its reference, is put in quarantine:
+    /// never reused, never freed while the peer holds it (XSA-396).
     fn end(self) -> Result<(), StillMapped>;
 }
 
@@ -120,6 +120,10 @@ pub trait Grants: Memory {
     /// See [`Mapping`].
     type Mapping: Mapping;
 
+    /// Whether [`Grant::end`] can tell that the peer still maps a page. Where it cannot, it always
+    /// succeeds, and such a page is kept from use all the same.
+    const TELLS_STILL_MAPPED: bool = true;
+
     /// Lets domain `to` reach every page of `pages`.
     fn grant(
         &self,
@@ -138,6 +142,9 @@ pub trait Grants: Memory {
 
     /// Maps each of `refs` as a mapping of its own, and pushes the outcome of each, in order, to
     /// `out`. One that fails leaves the others mapped.
+    ///
+    /// A place may unmap the mappings of one call together, when the last of them is dropped: what
+    /// is to be kept for longer than the rest is mapped by a call of its own.
     fn map_each(
         &self,
         from: DomId,

@@ -12,8 +12,8 @@ use std::time::Duration;
 use parapet_xen_sys::DomId;
 
 pub use super::vcpu::Vcpu;
-use crate::loopback::memory::lock;
 use crate::seam::Instant;
+use crate::wait::lock;
 use std::sync::Arc;
 
 /// A vCPU as a policy sees it: who it is, where it last ran, where it may run.

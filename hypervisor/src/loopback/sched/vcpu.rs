@@ -14,7 +14,7 @@ use crossbeam::queue::SegQueue;
 
 use super::policy::VcpuId;
 use crate::loopback::domain::DomainInner;
-use crate::loopback::memory::lock;
+use crate::wait::lock;
 
 /// Somebody has something for the vCPU: it is queued, or will look again before it blocks.
 const KICKED: u8 = 1;
