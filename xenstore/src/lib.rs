@@ -27,7 +27,7 @@
 //! * [`server::daemon::Daemon`] is xenstored as a task on any place that has the seam;
 //!   `server::socket` (feature `std`) lets local processes in, Debian's tools among them.
 //! * [`client::Client`] is what a guest uses over its ring; `client::blocking` (feature `std`) what
-//!   a tool uses over the socket.
+//!   a tool uses. `host` (feature `std`) finds the xenstored of the host that the process is on.
 //! * [`xenbus`] is what a device driver uses of all this.
 //!
 //! Without the feature `std`, which is on by default, the crate is `no_std`.
@@ -40,6 +40,8 @@ extern crate alloc;
 extern crate std;
 
 pub mod client;
+#[cfg(feature = "std")]
+pub mod host;
 mod mailbox;
 mod permission;
 pub mod server;

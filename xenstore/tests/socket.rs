@@ -20,6 +20,7 @@ use parapet_xen_sys::{DomId, Errno};
 use parapet_xenstore::Permission;
 use parapet_xenstore::client::blocking::Client;
 use parapet_xenstore::client::{self, Error};
+use parapet_xenstore::host::StreamTransport;
 use parapet_xenstore::server::daemon::{Daemon, Handle};
 use parapet_xenstore::server::socket;
 use parapet_xenstore::store::Store;
@@ -200,6 +201,38 @@ fn a_client_that_does_not_read_holds_up_nobody_and_gets_everything() {
         assert_eq!(answer[4..8], id.to_ne_bytes());
     }
     flood.join().unwrap();
+}
+
+#[test]
+fn a_daemons_tasks_share_one_connection_by_the_socket() {
+    let host = Host::new();
+    host.connect().write("/local/domain/0/domid", "0").unwrap();
+    assert_eq!(host.connect().domid().unwrap(), DomId(0));
+    let daemon = host.hypervisor.create(DomainConfig::default()).unwrap();
+    let stream = UnixStream::connect(host.socket()).unwrap();
+    let transport = StreamTransport::new(&daemon, stream).unwrap();
+    let client = client::Client::start(&daemon, transport);
+    let mut watch = block_on(client.watch("/w")).unwrap();
+    assert_eq!(block_on(watch.next()).unwrap().path, "/w");
+    // More than a socket's buffer holds.
+    let value = "x".repeat(4000);
+    let writers: Vec<_> = (0..4)
+        .map(|task| {
+            let (client, value) = (client.clone(), value.clone());
+            thread::spawn(move || {
+                for n in 0..100 {
+                    let path = format!("/many/{task}/{n}");
+                    block_on(client.write(&path, &value)).unwrap();
+                }
+            })
+        })
+        .collect();
+    writers
+        .into_iter()
+        .for_each(|writer| writer.join().unwrap());
+    assert_eq!(host.connect().list("/many/3").unwrap().len(), 100);
+    host.connect().write("/w/x", "").unwrap();
+    assert_eq!(block_on(watch.next()).unwrap().path, "/w/x");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A client for tools and plain threads: over the unix socket, one request at a time.
+//! A client for tools and plain threads: one request at a time.
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -7,10 +7,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use parapet_xen_sys::Errno;
 use parapet_xen_sys::io::xs_wire::Operation;
+use parapet_xen_sys::{DomId, Errno};
 
 use super::{Error, WatchEvent, reply};
+use crate::host::Stream;
 use crate::transport::Broken;
 use crate::wire::{Decoder, Message, Request, strings};
 use crate::{Permission, TransactionId};
@@ -18,7 +19,7 @@ use crate::{Permission, TransactionId};
 /// A connection of its own to xenstored. Events that arrive while it waits for an answer are kept
 /// for [`Client::next_event`].
 pub struct Client {
-    stream: UnixStream,
+    stream: Stream,
     decoder: Decoder,
     events: VecDeque<WatchEvent>,
     next: u32,
@@ -33,8 +34,7 @@ fn broken(error: io::Error) -> Error {
 }
 
 impl Client {
-    /// Connects to xenstored's socket; see
-    /// [`default_path`](crate::server::socket::default_path).
+    /// Connects to the socket of a xenstored; for the host's own there is [`Stream::connect`].
     ///
     /// # Errors
     /// Nobody listens there, or may not be talked to.
@@ -42,10 +42,10 @@ impl Client {
         UnixStream::connect(path).map(Client::new)
     }
 
-    /// Takes over a connected socket.
-    pub fn new(stream: UnixStream) -> Self {
+    /// Takes over a connection, on which reading and writing wait.
+    pub fn new(stream: impl Into<Stream>) -> Self {
         Client {
-            stream,
+            stream: stream.into(),
             decoder: Decoder::default(),
             events: VecDeque::new(),
             next: 1,
@@ -111,6 +111,19 @@ impl Client {
             let message = self.receive()?;
             self.sort(message);
         }
+    }
+
+    /// The domain that the connection is of: the one that this process runs in, if it is its
+    /// host's.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub fn domid(&mut self) -> Result<DomId, Error> {
+        let value = self.read("domid")?;
+        let number = str::from_utf8(&value)
+            .ok()
+            .and_then(|text| text.parse().ok());
+        number.map(DomId).ok_or(Error::Garbled(Operation::Read))
     }
 
     /// A node's value.
