@@ -6,38 +6,42 @@
 //!   1 ─────────► opens the image
 //!                writes its offer
 //!                2 InitWait ──────────────► writes its answer
-//!                maps, binds, serves ◄───── 3 Initialised
+//!   script ────► maps, binds, serves ◄───── 3 Initialised
 //!                4 Connected ─────────────► 4 Connected
-//!   (or 5) ────► goes on ─────────────────► 5 Closing
-//!                lets go of everything ◄───
-//!                5 Closing ───────────────► 6 Closed, or its directory is gone
+//!   (or 5) ────► 5 Closing, and serves on ◄ 5 Closing
+//!                lets go of everything ◄─── 6 Closed, or its directory is gone
 //!                6 Closed                   (1 again: from the start)
 //! ```
 //!
 //! The order of states is that of Linux's blkback, on which toolstacks and frontends rely; see
-//! `xen/include/public/io/xenbus.h` and `io/blkif.h`.
+//! `xen/include/public/io/xenbus.h` and `io/blkif.h`. A frontend that is Closing may still finish
+//! what it has begun: some Linux guests go on using a disk for as long as it is mounted.
+//!
+//! The toolstack takes a device away by `online` = 0, at any moment. One that is not connected is
+//! Closed at once then, whatever its frontend does, since a toolstack waits for that.
+//!
+//! In domain 0 libxl runs the script that the key `script` names as soon as it sees InitWait, and
+//! the script says in `hotplug-status` whether the device may be connected. An image that cannot
+//! be opened is an `error` there too, which `block-parapet` hands on to whoever attached the disk.
+
+mod connection;
 
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
-use futures_channel::oneshot;
-use parapet_hypervisor::seam::{self, Access, EventError, MapError};
-use parapet_ring::Peer;
+use parapet_hypervisor::seam::{self, EventError, MapError};
 use parapet_xen_sys::io::xenbus::XenbusState;
 use parapet_xen_sys::{DomId, Errno};
-use parapet_xenstore::client::{self, Client, Watch};
+use parapet_xenstore::client::{self, Client};
 use parapet_xenstore::xenbus::{self, Backend, Closing, End, InitWait, Initialising, Keys};
 
-use crate::image::{OpenError, Spec, SpecError};
+use crate::image::{Access, OpenError, Spec, SpecError};
 use crate::limit::Limit;
-use crate::negotiation::{Answer, Assignment, BadKey, Offer, Protocol};
-use crate::queue::{ImageOf, Queue, QueueError, QueueSetup};
-use crate::request::{Layout, X86_32, X86_64};
-use crate::stats::QueueStats;
+use crate::negotiation::{Assignment, BadKey, Offer};
+use crate::queue::{ImageOf, QueueError};
+use crate::report::{Disk, Record, Stage};
+use connection::Changes;
 
 /// How all disks are served.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,19 +52,20 @@ pub struct Options {
 }
 
 /// A vbd's nodes and what is behind them.
-pub struct Device<P: seam::Backend> {
+pub(crate) struct Device<P: seam::Backend> {
     place: P,
     store: Client,
     /// The backend's directory.
     path: String,
     options: Options,
-    stats: Arc<QueueStats>,
+    record: Record,
     complaints: Mutex<Limit>,
+    connections: Mutex<Limit>,
 }
 
 /// Why a device was closed.
 #[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
+pub(crate) enum DeviceError {
     /// The handshake failed.
     #[error(transparent)]
     Xenbus(#[from] xenbus::Error),
@@ -70,9 +75,18 @@ pub enum DeviceError {
     /// The toolstack named no image.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// A drive without a medium.
+    #[error(
+        "the CD drive is empty, which is not supported: give it an image, or leave it out of the \
+         guest's disks"
+    )]
+    EmptyDrive,
     /// The image cannot be used.
     #[error(transparent)]
     Image(#[from] OpenError),
+    /// The toolstack's script failed.
+    #[error("the hotplug script failed: {0}")]
+    Script(String),
     /// The frontend's ring cannot be mapped.
     #[error("the ring: {0}")]
     Ring(#[from] MapError),
@@ -96,96 +110,11 @@ impl DeviceError {
         match self {
             DeviceError::Xenbus(_) | DeviceError::Key(_) | DeviceError::Spec(_) => Errno::EINVAL,
             DeviceError::Ring(_) | DeviceError::Events(_) => Errno::EACCES,
-            DeviceError::Image(_) | DeviceError::Queue(_) => Errno::EIO,
+            DeviceError::EmptyDrive
+            | DeviceError::Script(_)
+            | DeviceError::Image(_)
+            | DeviceError::Queue(_) => Errno::EIO,
         }
-    }
-}
-
-/// A queue at work.
-struct Running {
-    /// Dropping it asks the queue to stop.
-    stop: oneshot::Sender<()>,
-    outcome: oneshot::Receiver<Result<(), QueueError>>,
-}
-
-/// Why a connection is over.
-enum Over {
-    /// The frontend has left.
-    Left,
-    /// The queue has ended by itself.
-    Ended(Result<(), DeviceError>),
-}
-
-impl Running {
-    /// Waits until something has changed. Whether the connection is over by that.
-    async fn is_over(
-        &mut self,
-        end: &End,
-        changes: &mut Changes,
-    ) -> Result<Option<Over>, DeviceError> {
-        let ended = changes.or(&mut self.outcome).await?;
-        if let Some(outcome) = ended {
-            let outcome = outcome.unwrap_or(Ok(())).map_err(DeviceError::from);
-            return Ok(Some(Over::Ended(outcome)));
-        }
-        Ok(match frontend_state(end).await? {
-            // One that is back at the beginning has not said a word of closing: its guest crashed,
-            // or began anew.
-            XenbusState::Closing | XenbusState::Closed | XenbusState::Initialising => {
-                Some(Over::Left)
-            }
-            _ => None,
-        })
-    }
-
-    /// Makes sure that the queue has let go of everything, and says how it fared.
-    async fn stop(self, over: Over) -> Result<(), DeviceError> {
-        match over {
-            Over::Ended(outcome) => outcome,
-            Over::Left => {
-                drop(self.stop);
-                // A task that is gone has let go.
-                Ok(self.outcome.await.unwrap_or(Ok(()))?)
-            }
-        }
-    }
-}
-
-/// What tells that a state may have changed: ours, which the toolstack writes too, or the
-/// frontend's.
-struct Changes([Watch; 2]);
-
-impl Changes {
-    async fn of(end: &End) -> Result<Self, client::Error> {
-        let (own, other) = (end.own().base(), end.other().path("state"));
-        Ok(Changes([
-            end.client().watch(own).await?,
-            end.client().watch(&other).await?,
-        ]))
-    }
-
-    /// Waits for a change, or for `other`.
-    async fn or<F>(&mut self, other: &mut F) -> Result<Option<F::Output>, client::Error>
-    where
-        F: Future + Unpin,
-    {
-        poll_fn(|cx| {
-            if let Poll::Ready(output) = Pin::new(&mut *other).poll(cx) {
-                return Poll::Ready(Ok(Some(output)));
-            }
-            for watch in &mut self.0 {
-                if let Poll::Ready(event) = watch.poll_next(cx) {
-                    return Poll::Ready(event.map(|_| None));
-                }
-            }
-            Poll::Pending
-        })
-        .await
-    }
-
-    /// Waits for a change.
-    async fn next(&mut self) -> Result<(), client::Error> {
-        self.or(&mut std::future::pending::<()>()).await.map(drop)
     }
 }
 
@@ -205,20 +134,22 @@ fn words(error: &DeviceError) -> String {
 impl<P: seam::Backend> Device<P> {
     /// The device whose backend's directory is `path`, an absolute path in the xenstore that
     /// `store` leads to.
-    pub fn new(
+    pub(crate) fn new(
         place: P,
         store: Client,
         path: String,
         options: Options,
-        stats: Arc<QueueStats>,
+        record: Record,
     ) -> Self {
+        let limit = || Mutex::new(Limit::new(format!("vbd {}", record.vbd())));
         Device {
-            complaints: Mutex::new(Limit::new(path.clone())),
+            complaints: limit(),
+            connections: limit(),
             place,
             store,
             path,
             options,
-            stats,
+            record,
         }
     }
 
@@ -227,8 +158,8 @@ impl<P: seam::Backend> Device<P> {
     /// any other closing.
     ///
     /// # Errors
-    /// What made it impossible to serve the device at all.
-    pub async fn serve(self) -> Result<(), DeviceError> {
+    /// The xenstore's.
+    pub(crate) async fn serve(self) -> Result<(), client::Error> {
         let outcome = match Backend::open(&self.store, &self.path).await {
             Ok(backend) => self.live(backend).await,
             Err(error) => Err(error.into()),
@@ -237,24 +168,18 @@ impl<P: seam::Backend> Device<P> {
             // The toolstack did not wait for us: there is nothing left to close.
             Err(DeviceError::Xenbus(xenbus::Error::Store(error))) if error.is_not_found() => {}
             Err(error) => {
-                self.end(&error).await?;
-                return Err(error);
+                self.complain(&error);
+                self.close().await?;
             }
             Ok(()) => {}
         }
-        if self.place.domid() != DomId::ZERO {
-            // In domain 0 the toolstack does that.
-            match self.store.remove(&self.path).await {
-                Err(error) if error.is_not_found() => {}
-                removed => removed?,
-            }
-        }
+        let vbd = self.record.vbd();
+        log::info!("vbd {vbd}: ended: {}", self.record.stats());
         Ok(())
     }
 
     /// Sees to it that nobody waits for a device that is served no more, whatever state it was in.
-    async fn end(&self, error: &DeviceError) -> Result<(), client::Error> {
-        self.complain(error);
+    async fn close(&self) -> Result<(), client::Error> {
         let path = &self.path;
         self.store
             .transaction(|tx| async move {
@@ -268,8 +193,10 @@ impl<P: seam::Backend> Device<P> {
             .await
     }
 
-    /// Logs an error, at a limited rate: a frontend may cause one at each connection.
+    /// Takes note of an error, and logs it at a limited rate: a frontend may cause one at each
+    /// connection.
     fn complain(&self, error: &DeviceError) {
+        self.record.note(|report| report.error = Some(words(error)));
         let mut complaints = self
             .complaints
             .lock()
@@ -277,7 +204,7 @@ impl<P: seam::Backend> Device<P> {
         complaints.warn(self.place.now(), || words(error));
     }
 
-    /// Logs an error, and leaves it where toolstacks look for it.
+    /// Complains of an error, and leaves it where toolstacks look for it.
     async fn report(&self, end: &End, error: &DeviceError) -> Result<(), client::Error> {
         self.complain(error);
         end.report(error.errno(), &words(error)).await
@@ -285,19 +212,14 @@ impl<P: seam::Backend> Device<P> {
 
     async fn live(&self, mut backend: Backend<Initialising>) -> Result<(), DeviceError> {
         let mut changes = Changes::of(&backend).await?;
+        let script: Option<String> = backend.own().find("script").await?;
+        // Nobody runs it in another domain.
+        let scripted = script.is_some() && self.place.domid() == DomId::ZERO;
         let (image, offer) = match self.open_image(backend.own()).await {
             Ok(opened) => opened,
             Err(error) => {
                 self.report(&backend, &error).await?;
-                backend.hotplug_failed(&words(&error)).await?;
-                let closing = backend.close().await?;
-                while closing.is_online().await?
-                    && frontend_state(&closing).await? != XenbusState::Closed
-                {
-                    changes.next().await?;
-                }
-                closing.closed_first().await?;
-                return Err(error);
+                return self.refuse(backend, scripted, &error, &mut changes).await;
             }
         };
         loop {
@@ -313,13 +235,18 @@ impl<P: seam::Backend> Device<P> {
                     }
                 })
                 .await?;
-            let closing = self.one_connection(waiting, &image, &mut changes).await?;
-            loop {
-                let frontend = frontend_state(&closing).await?;
-                // One back at the beginning waits for us to be so too.
-                if matches!(frontend, XenbusState::Closed | XenbusState::Initialising) {
-                    break;
-                }
+            self.record.stage(Stage::Waiting);
+            let closing = self
+                .one_connection(waiting, &image, scripted, &mut changes)
+                .await?;
+            self.record.stage(Stage::Closed);
+            // One back at the beginning waits for us to be so too.
+            while closing.is_online().await?
+                && !matches!(
+                    frontend_state(&closing).await?,
+                    XenbusState::Closed | XenbusState::Initialising
+                )
+            {
                 changes.next().await?;
             }
             let closed = closing.closed_first().await?;
@@ -340,6 +267,9 @@ impl<P: seam::Backend> Device<P> {
     async fn open_image(&self, own: &Keys) -> Result<(Arc<ImageOf<P>>, Offer), DeviceError> {
         let keys = Found::read(own, Assignment::KEYS.iter().copied()).await?;
         let assignment = Assignment::parse(|key| keys.get(key))?;
+        if assignment.cdrom && assignment.params.is_empty() {
+            return Err(DeviceError::EmptyDrive);
+        }
         let image: Arc<ImageOf<P>> = assignment.params.parse::<Spec>()?.open(assignment.access)?;
         let offer = Offer {
             sectors: image.sectors(),
@@ -348,7 +278,57 @@ impl<P: seam::Backend> Device<P> {
             cdrom: assignment.cdrom,
             removable: assignment.removable,
         };
+        log::info!(
+            "vbd {}: {} is {}, {} sectors, {}",
+            self.record.vbd(),
+            assignment.name.as_deref().unwrap_or("the disk"),
+            assignment.params,
+            offer.sectors,
+            match assignment.access {
+                Access::ReadOnly => "read-only",
+                Access::ReadWrite => "read-write",
+            },
+        );
+        let disk = Disk {
+            image: assignment.params,
+            access: assignment.access,
+            sectors: offer.sectors,
+        };
+        self.record.note(|report| report.disk = Some(disk));
         Ok((image, offer))
+    }
+
+    /// Gives up a device before its frontend was let in, and tells the toolstack why.
+    async fn refuse(
+        &self,
+        backend: Backend<Initialising>,
+        scripted: bool,
+        error: &DeviceError,
+        changes: &mut Changes,
+    ) -> Result<(), DeviceError> {
+        self.record.stage(Stage::Closed);
+        backend.hotplug_failed(&words(error)).await?;
+        let closing = if scripted {
+            // libxl looks for nothing but InitWait for ten seconds, then runs the script, which
+            // finds the reason. No frontend gets further than its half of the handshake.
+            let waiting = backend.announce(async |_| Ok(())).await?;
+            while waiting.is_online().await?
+                && matches!(
+                    frontend_state(&waiting).await?,
+                    XenbusState::Initialising | XenbusState::Unknown
+                )
+            {
+                changes.next().await?;
+            }
+            waiting.close().await?
+        } else {
+            backend.close().await?
+        };
+        while closing.is_online().await? && frontend_state(&closing).await? != XenbusState::Closed {
+            changes.next().await?;
+        }
+        closing.closed_first().await?;
+        Ok(())
     }
 
     /// One connection: from the frontend's answer until it leaves, or until it is clear that there
@@ -357,14 +337,24 @@ impl<P: seam::Backend> Device<P> {
         &self,
         waiting: Backend<InitWait>,
         image: &Arc<ImageOf<P>>,
+        scripted: bool,
         changes: &mut Changes,
     ) -> Result<Backend<Closing>, DeviceError> {
         loop {
             if !waiting.is_online().await? {
                 return Ok(waiting.close().await?);
             }
+            let script = match scripted {
+                true => script_outcome(waiting.own()).await?,
+                false => Some(Ok(())),
+            };
+            if let Some(Err(error)) = script {
+                self.report(&waiting, &error).await?;
+                return Ok(waiting.close().await?);
+            }
             match frontend_state(&waiting).await? {
-                XenbusState::Initialised | XenbusState::Connected => break,
+                XenbusState::Initialised | XenbusState::Connected if script.is_some() => break,
+                XenbusState::Closing | XenbusState::Closed => return Ok(waiting.close().await?),
                 _ => changes.next().await?,
             }
         }
@@ -375,77 +365,28 @@ impl<P: seam::Backend> Device<P> {
                 return Ok(waiting.close().await?);
             }
         };
-        let connected = waiting.connect(async |_| Ok(())).await?;
-        loop {
-            if let Some(over) = running.is_over(&connected, changes).await? {
-                if let Err(error) = running.stop(over).await {
-                    self.report(&connected, &error).await?;
-                }
-                return Ok(connected.close().await?);
-            }
-            if !connected.is_online().await? {
-                break;
-            }
+        let closing = self.see_to_its_end(waiting, &mut running, changes).await;
+        // Also when the xenstore has failed, or the nodes are gone.
+        running.stop().await;
+        if let Some(error) = running.take_error() {
+            self.complain(&error);
         }
-        // The toolstack has asked the frontend to go, by way of our state, which may have been
-        // overwritten at that moment. It is served until it does go.
-        let closing = connected.close().await?;
-        let over = loop {
-            if let Some(over) = running.is_over(&closing, changes).await? {
-                break over;
-            }
-        };
-        if let Err(error) = running.stop(over).await {
-            self.report(&closing, &error).await?;
-        }
-        Ok(closing)
+        closing
     }
+}
 
-    /// Reads the frontend's answer, takes what it names, and starts a queue on it.
-    async fn connect(
-        &self,
-        waiting: &Backend<InitWait>,
-        image: &Arc<ImageOf<P>>,
-    ) -> Result<Running, DeviceError> {
-        let keys: Vec<String> = Answer::keys().collect();
-        let keys = Found::read(waiting.other(), keys.iter().map(String::as_str)).await?;
-        let answer = Answer::parse(|key| keys.get(key))?;
-        let peer = waiting.other_domid();
-        let ring = self.place.map(peer, &answer.ring, Access::ReadWrite)?;
-        let Ok(ring) = Peer::new(ring) else {
-            // Asked for to be writable, and the place says that it is.
-            return Err(MapError::Host(0).into());
-        };
-        let setup = QueueSetup {
-            place: self.place.clone(),
-            peer,
-            ring,
-            channel: self.place.bind(peer, answer.port)?,
-            image: Arc::clone(image),
-            persistent: answer.persistent,
-            poll: self.options.poll,
-            stats: Arc::clone(&self.stats),
-        };
-        match answer.protocol {
-            Protocol::X86_64 => self.start::<X86_64>(setup),
-            Protocol::X86_32 => self.start::<X86_32>(setup),
+/// What the toolstack's script has come to, if it has ended.
+async fn script_outcome(own: &Keys) -> Result<Option<Result<(), DeviceError>>, DeviceError> {
+    let status: Option<String> = own.find("hotplug-status").await?;
+    Ok(match status.as_deref() {
+        Some("connected") => Some(Ok(())),
+        Some("error") => {
+            let reason: Option<String> = own.find("hotplug-error").await?;
+            let reason = reason.unwrap_or_else(|| "it does not say why".into());
+            Some(Err(DeviceError::Script(reason)))
         }
-    }
-
-    fn start<L: Layout>(&self, setup: QueueSetup<P>) -> Result<Running, DeviceError> {
-        let queue = Queue::<P, L>::new(setup)?;
-        let (stop, stopped) = oneshot::channel();
-        let (ended, outcome) = oneshot::channel();
-        self.place.spawn(async move {
-            let stopped = async {
-                // An error means that the device dropped its end, as it does to stop us.
-                let _: Result<(), _> = stopped.await;
-            };
-            // Nobody waits for the outcome if the device is gone.
-            let _ = ended.send(queue.run(stopped).await);
-        });
-        Ok(Running { stop, outcome })
-    }
+        _ => None,
+    })
 }
 
 impl<P: seam::Backend> fmt::Debug for Device<P> {

@@ -293,6 +293,11 @@ impl<G: Grants> Pool<G> {
         missing.len()
     }
 
+    /// How many pages stay mapped.
+    pub(crate) fn persistent(&self) -> usize {
+        self.pages.len()
+    }
+
     /// Makes a page persistent, or gives it back.
     fn keep(
         &mut self,

@@ -5,6 +5,7 @@
 //!      │ states, keys                                            │ ring · grants · event channel
 //!  ┌───▼─────────────────────────────────────────────────────────▼──────────────┐
 //!  │ service   every vbd in the backend's directory: one device each            │
+//!  │   report      how each fares, for others to look at                        │
 //!  │   device    one vbd: opens its image, meets the frontend, connects, closes │
 //!  │     negotiation   what the two ends tell each other, as data      (pure)   │
 //!  │     queue         one ring = one task, which shares nothing                │
@@ -33,6 +34,7 @@ pub mod image;
 mod limit;
 pub mod negotiation;
 pub mod queue;
+pub mod report;
 pub mod request;
 pub mod service;
 pub mod stats;

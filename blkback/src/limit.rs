@@ -39,6 +39,11 @@ impl Limit {
         self.log(Level::Debug, now, what);
     }
 
+    /// Tells what the peer does.
+    pub(crate) fn info<T: fmt::Display>(&mut self, now: Instant, what: impl FnOnce() -> T) {
+        self.log(Level::Info, now, what);
+    }
+
     fn log<T: fmt::Display>(&mut self, level: Level, now: Instant, what: impl FnOnce() -> T) {
         if !log::log_enabled!(level) {
             return;

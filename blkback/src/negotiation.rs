@@ -3,6 +3,8 @@
 //! The keys are those of Xen's `io/blkif.h`; where it leaves a choice, what Linux does is what
 //! frontends expect. Nothing here talks to a xenstore.
 
+use std::fmt;
+
 use parapet_xen_sys::io::blkif::{DiskInfo, SECTOR_SIZE};
 use parapet_xen_sys::io::protocols;
 use parapet_xen_sys::{GrantRef, Port};
@@ -24,6 +26,8 @@ pub struct Assignment {
     pub cdrom: bool,
     /// `removable`.
     pub removable: bool,
+    /// `dev`: what the toolstack calls the disk, as `xvda`. For people.
+    pub name: Option<String>,
 }
 
 /// A key that is not as it must be.
@@ -74,7 +78,7 @@ fn flag(key: &str, get: impl Fn(&str) -> Option<String>) -> Result<bool, BadKey>
 
 impl Assignment {
     /// The keys that [`Assignment::parse`] asks for.
-    pub const KEYS: &[&str] = &["params", "mode", "device-type", "removable"];
+    pub const KEYS: &[&str] = &["params", "mode", "device-type", "removable", "dev"];
 
     /// Understands the toolstack's keys, which `get` looks up.
     ///
@@ -92,6 +96,7 @@ impl Assignment {
             access,
             cdrom: get("device-type").is_some_and(|kind| kind == "cdrom"),
             removable: flag("removable", &get)?,
+            name: get("dev"),
         })
     }
 }
@@ -142,6 +147,16 @@ pub enum Protocol {
     X86_64,
     /// Of a 32-bit x86 guest.
     X86_32,
+}
+
+/// As frontends name it.
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::X86_64 => protocols::X86_64,
+            Protocol::X86_32 => protocols::X86_32,
+        })
+    }
 }
 
 /// What a frontend has published when it says `Initialised`.

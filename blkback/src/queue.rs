@@ -333,6 +333,9 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         });
         let mapped = self.pool.map(wanted, &mut *self.image);
         self.stats.maps.add(mapped as u64);
+        self.stats
+            .persistent_pages
+            .set(self.pool.persistent() as u64);
         for (tag, slot) in deferred.drain(..) {
             if let Err(missing) = self.start(tag, &slot) {
                 self.unmappable(tag, missing);
@@ -534,6 +537,13 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             }
         }
         Ok(())
+    }
+}
+
+impl<P: Backend, L: Layout> Drop for Queue<P, L> {
+    fn drop(&mut self) {
+        // The pool unmaps them next.
+        self.stats.persistent_pages.set(0);
     }
 }
 

@@ -1,119 +1,48 @@
 //! All vbds of a backend's domain: finds them in the xenstore, and serves each on its own.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::Poll;
+use std::time::Duration;
 
 use futures_channel::mpsc;
 use parapet_hypervisor::seam::Backend;
 use parapet_xen_sys::DomId;
+use parapet_xen_sys::io::xenbus::XenbusState;
 use parapet_xenstore::client::{self, Client};
 
 use crate::device::{Device, Options};
-use crate::stats::QueueStats;
-
-/// A vbd: whose it is, and the number that the toolstack gave it (202 << 8 for `xvda`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Vbd {
-    /// The frontend's domain.
-    pub frontend: DomId,
-    /// Its number there.
-    pub number: u32,
-}
-
-impl fmt::Display for Vbd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.frontend, self.number)
-    }
-}
-
-/// What is known of a vbd.
-#[derive(Debug, Clone)]
-pub struct Report {
-    /// Which one.
-    pub vbd: Vbd,
-    /// Whether it is being served.
-    pub alive: bool,
-    /// Why it could not be served, if that happened.
-    pub error: Option<String>,
-    /// What its queue did.
-    pub stats: Arc<QueueStats>,
-}
-
-/// So many reports, those of vbds that are no more are forgotten.
-const MOST_REPORTS: usize = 1024;
-
-/// Every vbd that a [`Service`] has met, for others to look at. Clones are the same list.
-#[derive(Debug, Clone, Default)]
-pub struct Reports(Arc<Mutex<Known>>);
-
-#[derive(Debug, Default)]
-struct Known {
-    reports: BTreeMap<Vbd, Report>,
-    /// Who waits for the end of a vbd.
-    waiting: Vec<Waker>,
-}
-
-impl Known {
-    fn is_alive(&self, vbd: Vbd) -> bool {
-        self.reports.get(&vbd).is_some_and(|report| report.alive)
-    }
-}
-
-impl Reports {
-    /// The reports as of now, in the order of domains.
-    pub fn all(&self) -> Vec<Report> {
-        self.with(|known| known.reports.values().cloned().collect())
-    }
-
-    /// Waits until `vbd` is served no more, and nothing of it is open or mapped. Its nodes say so
-    /// a little earlier: a closed device may still wait for its frontend to come back.
-    pub async fn ended(&self, vbd: Vbd) {
-        poll_fn(|cx| {
-            self.with(|known| {
-                if !known.is_alive(vbd) {
-                    return Poll::Ready(());
-                }
-                let waker = cx.waker();
-                if !known.waiting.iter().any(|known| known.will_wake(waker)) {
-                    known.waiting.push(waker.clone());
-                }
-                Poll::Pending
-            })
-        })
-        .await;
-    }
-
-    /// Takes note that the devices that `which` names are served no more.
-    fn end(&self, which: impl Fn(Vbd) -> bool, error: Option<&str>) {
-        let waiting = self.with(|known| {
-            let reports = known.reports.values_mut();
-            for report in reports.filter(|report| report.alive && which(report.vbd)) {
-                report.alive = false;
-                report.error = error.map(str::to_owned);
-            }
-            std::mem::take(&mut known.waiting)
-        });
-        waiting.into_iter().for_each(Waker::wake);
-    }
-
-    fn with<T>(&self, act: impl FnOnce(&mut Known) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
+use crate::report::{Reports, Vbd};
 
 /// What the service acts on.
 enum Event {
     /// Something under this path.
     Changed(String),
-    /// A device, with the reason if there was a bad one.
-    Ended(Vbd, Option<String>),
+    /// A device is served no more.
+    Ended(Vbd),
 }
 
-type Endings = mpsc::UnboundedSender<(Vbd, Option<String>)>;
+type Endings = mpsc::UnboundedSender<Vbd>;
+
+/// How long the nodes of a closed device outlive it in a driver domain, where nobody else removes
+/// them. A toolstack takes a node that vanishes before it was seen to be closed for a failure, and
+/// says nothing when it has seen it.
+const AFTERLIFE: Duration = Duration::from_secs(1);
+
+/// What the nodes of a vbd that is not served say.
+enum Found {
+    /// The toolstack has just made it.
+    New,
+    /// The toolstack wants it to go.
+    Unwanted,
+    /// A backend before us has left it like this.
+    Left(String),
+    /// It is closed, until the toolstack removes it or uses it again.
+    Closed,
+    /// It is not there.
+    Nothing,
+}
 
 /// The backends of a domain.
 pub struct Service<P: Backend> {
@@ -149,6 +78,7 @@ impl<P: Backend> Service<P> {
     /// The xenstore is gone.
     pub async fn run(self) -> Result<(), client::Error> {
         let mut watch = self.store.watch(&self.root).await?;
+        let mut first = true;
         let (ended, mut endings) = mpsc::unbounded();
         loop {
             let mut next_ending = endings.recv();
@@ -158,20 +88,22 @@ impl<P: Backend> Service<P> {
                 }
                 // We hold a sender, so there is no end.
                 match Pin::new(&mut next_ending).poll(cx) {
-                    Poll::Ready(Ok((vbd, error))) => Poll::Ready(Ok(Event::Ended(vbd, error))),
+                    Poll::Ready(Ok(vbd)) => Poll::Ready(Ok(Event::Ended(vbd))),
                     _ => Poll::Pending,
                 }
             });
-            let event = event.await?;
-            match event {
+            match event.await? {
                 Event::Changed(path) => match self.vbd_of(&path) {
-                    Some(vbd) => self.look_at(vbd, &ended).await?,
-                    None => self.look_at_all(&ended).await?,
+                    Some(vbd) => self.look_at(vbd, &ended, false).await?,
+                    None => {
+                        self.look_at_all(&ended, first).await?;
+                        first = false;
+                    }
                 },
-                Event::Ended(vbd, error) => {
-                    self.reports.end(|ended| ended == vbd, error.as_deref());
+                Event::Ended(vbd) => {
+                    self.reports.end(|ended| ended == vbd);
                     // Should the toolstack have made it anew meanwhile, nothing else would tell.
-                    self.look_at(vbd, &ended).await?;
+                    self.look_at(vbd, &ended, false).await?;
                 }
             }
         }
@@ -188,12 +120,12 @@ impl<P: Backend> Service<P> {
     }
 
     /// Looks at all there is: at first, and whenever an event names no vbd.
-    async fn look_at_all(&self, ended: &Endings) -> Result<(), client::Error> {
+    async fn look_at_all(&self, ended: &Endings, first: bool) -> Result<(), client::Error> {
         for domid in self.list(&self.root).await? {
             let folder = format!("{}/{domid}", self.root);
             for number in self.list(&folder).await? {
                 if let Some(vbd) = self.vbd_of(&format!("{folder}/{number}")) {
-                    self.look_at(vbd, ended).await?;
+                    self.look_at(vbd, ended, first).await?;
                 }
             }
         }
@@ -207,55 +139,139 @@ impl<P: Backend> Service<P> {
         }
     }
 
-    /// Serves a vbd that is not served, if the toolstack has just made it.
-    async fn look_at(&self, vbd: Vbd, ended: &Endings) -> Result<(), client::Error> {
-        if self.reports.with(|known| known.is_alive(vbd)) {
+    fn path(&self, vbd: Vbd) -> String {
+        format!("{}/{vbd}", self.root)
+    }
+
+    /// A node's value as text, if it is there.
+    async fn read(&self, path: &str) -> Result<Option<String>, client::Error> {
+        match self.store.read(path).await {
+            Ok(value) => Ok(Some(String::from_utf8_lossy(&value).into_owned())),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn find(&self, vbd: Vbd) -> Result<Found, client::Error> {
+        let path = self.path(vbd);
+        let Some(state) = self.read(&format!("{path}/state")).await? else {
+            return Ok(Found::Nothing);
+        };
+        let online = self.read(&format!("{path}/online")).await?;
+        Ok(match state.as_str() {
+            _ if online.as_deref() == Some("0") => Found::Unwanted,
+            "1" => Found::New,
+            "6" => Found::Closed,
+            _ => Found::Left(state),
+        })
+    }
+
+    /// Does what is due for a vbd that is not served.
+    async fn look_at(&self, vbd: Vbd, ended: &Endings, first: bool) -> Result<(), client::Error> {
+        if self.reports.is_alive(vbd) {
             return Ok(());
         }
-        let path = format!("{}/{vbd}", self.root);
-        // Only this state is the toolstack's; any other is what a device of ours has left.
-        match self.store.read(&format!("{path}/state")).await {
-            Ok(state) if state == b"1" => {}
-            Ok(_) => return Ok(()),
-            Err(error) if error.is_not_found() => return Ok(()),
-            Err(error) => return Err(error),
+        match self.find(vbd).await? {
+            Found::New => self.serve(vbd, ended),
+            Found::Unwanted => self.let_go(vbd).await?,
+            Found::Left(state) if first => log::warn!(
+                "vbd {vbd}: a backend before this one has left it in state {state}: it is served \
+                 again when it is attached anew"
+            ),
+            Found::Left(_) | Found::Closed => {}
+            Found::Nothing => self.forget_error(vbd).await?,
         }
-        let stats = Arc::new(QueueStats::default());
-        let report = Report {
-            vbd,
-            alive: true,
-            error: None,
-            stats: Arc::clone(&stats),
-        };
-        self.reports.with(|known| {
-            let reports = &mut known.reports;
-            if reports.len() >= MOST_REPORTS {
-                // Guests come and go for years.
-                reports.retain(|_, report| report.alive);
-            }
-            reports.insert(vbd, report);
-        });
+        Ok(())
+    }
+
+    /// Serves a vbd in a task of its own.
+    fn serve(&self, vbd: Vbd, ended: &Endings) {
         let device = Device::new(
             self.place.clone(),
             self.store.clone(),
-            path,
+            self.path(vbd),
             self.options,
-            stats,
+            self.reports.begin(vbd),
         );
         let ended = ended.clone();
         self.place.spawn(async move {
-            let error = device.serve().await.err().map(|error| error.to_string());
+            if let Err(error) = device.serve().await {
+                log::debug!("vbd {vbd}: {error}");
+            }
             // The service may be gone.
-            let _ = ended.unbounded_send((vbd, error));
+            let _ = ended.unbounded_send(vbd);
         });
+    }
+
+    /// Closes a vbd of which we have nothing, so that the toolstack need not wait: it may have been
+    /// taken away before we saw it, or have been another backend's.
+    async fn let_go(&self, vbd: Vbd) -> Result<(), client::Error> {
+        let path = self.path(vbd);
+        let state = format!("{path}/state");
+        let closed = u32::from(XenbusState::Closed).to_string();
+        let (state, closed) = (&state, &closed);
+        self.store
+            .transaction(|tx| async move {
+                match tx.read(state).await {
+                    Ok(now) if now == closed.as_bytes() => Ok(()),
+                    Ok(_) => tx.write(state, closed).await,
+                    Err(error) if error.is_not_found() => Ok(()),
+                    Err(error) => Err(error),
+                }
+            })
+            .await?;
+        self.forget_error(vbd).await?;
+        if self.place.domid() != DomId::ZERO {
+            let (place, store) = (self.place.clone(), self.store.clone());
+            self.place.spawn(async move {
+                place.sleep(AFTERLIFE).await;
+                if let Err(error) = remove_if_unwanted(&store, &path).await {
+                    log::warn!("{path} cannot be removed: {error}");
+                }
+            });
+        }
         Ok(())
+    }
+
+    /// Removes the error that was left for people, now that the device is gone.
+    async fn forget_error(&self, vbd: Vbd) -> Result<(), client::Error> {
+        let folder = format!("error/backend/vbd/{}", vbd.frontend);
+        let error = format!("{folder}/{}", vbd.number);
+        let (folder, error) = (&folder, &error);
+        let forgotten = self.store.transaction(|tx| async move {
+            tx.remove(error).await?;
+            match tx.list(folder).await?.is_empty() {
+                true => tx.remove(folder).await,
+                false => Ok(()),
+            }
+        });
+        match forgotten.await {
+            Err(error) if error.is_not_found() => Ok(()),
+            forgotten => forgotten,
+        }
+    }
+}
+
+/// Removes a device's directory, if it is still that of a device that is closed and not wanted.
+async fn remove_if_unwanted(store: &Client, path: &str) -> Result<(), client::Error> {
+    let removed = store.transaction(|tx| async move {
+        let state = tx.read(&format!("{path}/state")).await?;
+        let online = tx.read(&format!("{path}/online")).await?;
+        match (state.as_slice(), online.as_slice()) {
+            (b"6", b"0") => tx.remove(path).await,
+            _ => Ok(()),
+        }
+    });
+    match removed.await {
+        Err(error) if error.is_not_found() => Ok(()),
+        removed => removed,
     }
 }
 
 impl<P: Backend> Drop for Service<P> {
     fn drop(&mut self) {
         // Nobody would ever say so of those that are left.
-        self.reports.end(|_| true, Some("the service has ended"));
+        self.reports.end(|_| true);
     }
 }
 

@@ -3,6 +3,7 @@
 //! A queue alone writes its numbers, so an update is a plain load and store, without the price of
 //! a locked instruction; anybody may read them at any time.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,6 +20,11 @@ impl Counter {
     pub(crate) fn add(&self, more: u64) {
         let now = self.0.load(Ordering::Relaxed);
         self.0.store(now.wrapping_add(more), Ordering::Relaxed);
+    }
+
+    /// Says how many there are now. For the one who counts only.
+    pub(crate) fn set(&self, now: u64) {
+        self.0.store(now, Ordering::Relaxed);
     }
 
     /// What was counted so far.
@@ -117,6 +123,8 @@ pub struct QueueStats {
     pub spurious: Counter,
     /// Grants that had to be mapped.
     pub maps: Counter,
+    /// Pages of the frontend that stay mapped between requests, as of now.
+    pub persistent_pages: Counter,
     /// The errno of the host's latest failure, and zero if there was none.
     pub(crate) host_error: AtomicI32,
 }
@@ -126,6 +134,24 @@ impl QueueStats {
     pub fn host_error(&self) -> Option<io::Error> {
         let errno = self.host_error.load(Ordering::Relaxed);
         (errno != 0).then(|| io::Error::from_raw_os_error(errno))
+    }
+}
+
+/// The sum of it, for a line in a log.
+impl fmt::Display for QueueStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kinds = [&self.reads, &self.writes, &self.flushes];
+        let errors: u64 = kinds.iter().map(|kind| kind.errors.get()).sum();
+        write!(
+            f,
+            "{} reads ({} bytes), {} writes ({} bytes), {} flushes, {errors} errors, {} refused",
+            self.reads.operations.get(),
+            self.reads.bytes.get(),
+            self.writes.operations.get(),
+            self.writes.bytes.get(),
+            self.flushes.operations.get(),
+            self.refused.get(),
+        )
     }
 }
 

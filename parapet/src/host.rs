@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use parapet_blkback::device::Options;
-use parapet_blkback::service::{Reports, Service, Vbd};
+use parapet_blkback::report::{Reports, Vbd};
+use parapet_blkback::service::Service;
 use parapet_blkback::stats::QueueStats;
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::loopback::sched::policy::Policy;
@@ -306,8 +307,7 @@ impl<T> Running<'_, T> {
                 reason,
             },
         })?;
-        let reports = self.host.reports.all();
-        if let Some(report) = reports.into_iter().find(|report| report.vbd == vbd) {
+        if let Some(report) = self.host.reports.of(vbd) {
             self.host.lock_disks().push(DiskReport {
                 guest: self.name.clone(),
                 disk: disk.clone(),

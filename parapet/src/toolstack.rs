@@ -1,7 +1,7 @@
 //! What `xl` does for a domain: the nodes that name it and its devices, in the order and with the
 //! permissions of libxl, on which backends and frontends rely.
 
-use parapet_blkback::service::Vbd;
+use parapet_blkback::report::Vbd;
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::xenbus::XenbusState;
 use parapet_xenstore::Permission;

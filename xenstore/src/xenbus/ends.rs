@@ -459,9 +459,17 @@ impl<State> Backend<State> {
     /// Tells the toolstack that the device could not be set up, as a hotplug script would.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's; [`client::Error::is_not_found`] if the device was removed.
     pub async fn hotplug_failed(&self, why: &str) -> Result<(), client::Error> {
-        self.own().set("hotplug-error", why).await?;
-        self.own().set("hotplug-status", "error").await
+        let own = self.own();
+        self.client()
+            .transaction(|tx| async move {
+                let own = own.within(&tx);
+                // One that was removed meanwhile is not to come back as a lone error.
+                tx.read(&own.path("state")).await?;
+                own.set("hotplug-error", why).await?;
+                own.set("hotplug-status", "error").await
+            })
+            .await
     }
 }

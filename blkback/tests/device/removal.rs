@@ -1,0 +1,179 @@
+//! Vbds that go: the toolstack takes them, or their guest dies.
+
+use parapet_hypervisor::block_on;
+use parapet_hypervisor::seam::Identity;
+use parapet_xen_sys::DomId;
+use parapet_xen_sys::io::blkif::{Operation, Status};
+use parapet_xenstore::client::Watch;
+
+use crate::world::{Host, Vbd, boot, boot_after, boot_driver_domain, make, works};
+
+#[test]
+fn a_device_that_was_never_connected_is_removed_at_once() {
+    let host = boot();
+    let vbd = host.attach(51712, "null:1G", "w");
+    host.wait(&vbd, "2");
+    host.detach(&vbd);
+    host.wait(&vbd, "6");
+}
+
+#[test]
+fn a_frontend_whose_directory_vanishes_is_closed() {
+    let host = boot();
+    let vbd = host.attach(51712, "null:1G", "w");
+    let mut front = host.connect(&vbd);
+    let segments = front.segments(0..1, 0, 7);
+    assert_eq!(front.run(Operation::Read, 0, &segments), Status::OKAY);
+    block_on(host.store.remove(&vbd.front)).unwrap();
+    host.wait(&vbd, "6");
+    assert_eq!(host.guest.grants_in_use(), 0);
+}
+
+/// What has happened to a device when its guest dies.
+type Step = fn(&Host, &Vbd);
+
+/// A frontend's way through life, one step after the other.
+const STEPS: &[Step] = &[
+    |_, _| {},
+    |host, vbd| host.wait(vbd, "2"),
+    |host, vbd| {
+        let front = host.front();
+        host.publish(vbd, &front);
+        // Its memory is granted for as long as the guest lives, who forgets it.
+        std::mem::forget(front);
+    },
+    |host, vbd| host.wait(vbd, "4"),
+    |host, vbd| host.set(&vbd.front, "state", "4"),
+    |host, vbd| host.set(&vbd.front, "state", "5"),
+    |host, vbd| host.wait(vbd, "5"),
+    |host, vbd| host.set(&vbd.front, "state", "6"),
+    |host, vbd| host.wait(vbd, "6"),
+    |host, vbd| host.set(&vbd.front, "state", "1"),
+    |host, vbd| host.wait(vbd, "2"),
+];
+
+#[test]
+fn a_guest_that_dies_between_any_two_states_leaves_nothing() {
+    for steps in 1..=STEPS.len() {
+        let host = boot();
+        let vbd = host.attach(51712, "memory:1M", "w");
+        for step in &STEPS[..steps] {
+            step(&host, &vbd);
+        }
+        host.guest.destroy_blocking();
+        host.destroy(&vbd);
+        host.nothing_is_left(&vbd);
+    }
+}
+
+#[test]
+fn a_device_goes_at_once_whatever_a_frontend_that_is_not_connected_does() {
+    for state in ["1", "3", "5", "7", "99", "?"] {
+        let host = boot();
+        let vbd = host.attach(51712, "memory:1M", "w");
+        host.wait(&vbd, "2");
+        // Without a ring, so that there is nothing to connect.
+        host.set(&vbd.front, "state", state);
+        host.detach(&vbd);
+        host.wait(&vbd, "6");
+        block_on(host.store.remove(&vbd.back)).unwrap();
+        host.nothing_is_left(&vbd);
+    }
+}
+
+#[test]
+fn a_device_taken_away_before_it_was_seen_is_closed() {
+    for online in ["0", "1"] {
+        let vbd = Vbd::new(DomId::ZERO, DomId(1), 51712);
+        let host = boot_after(|store| {
+            make(
+                store,
+                &vbd,
+                &[("params", "null:1G"), ("mode", "w"), ("state", "5")],
+            );
+            block_on(store.write(&format!("{}/online", vbd.back), online)).unwrap();
+        });
+        if online == "1" {
+            // Another backend's, until the toolstack wants it to go.
+            host.detach(&vbd);
+        }
+        host.wait(&vbd, "6");
+        assert!(host.reports.of(vbd.key).is_none());
+    }
+}
+
+#[test]
+fn what_a_backend_before_left_connected_is_closed_when_it_is_taken_away() {
+    let vbd = Vbd::new(DomId::ZERO, DomId(1), 51712);
+    let host = boot_after(|store| {
+        make(
+            store,
+            &vbd,
+            &[("params", "null:1G"), ("mode", "w"), ("state", "4")],
+        );
+    });
+    // It goes on with others meanwhile.
+    let other = host.attach(51728, "null:1G", "w");
+    host.connect(&other);
+    assert_eq!(host.get(&vbd.back, "state"), "4");
+    block_on(host.store.remove(&vbd.front)).unwrap();
+    host.detach(&vbd);
+    host.wait(&vbd, "6");
+}
+
+#[test]
+fn a_device_whose_directory_the_toolstack_removed_does_not_come_back() {
+    for steps in 1..=STEPS.len() {
+        let host = boot();
+        let vbd = host.attach(51712, "memory:1M", "w");
+        for step in &STEPS[..steps] {
+            step(&host, &vbd);
+        }
+        block_on(host.store.transaction(|tx| {
+            let Vbd { back, front, .. } = &vbd;
+            async move {
+                tx.remove(back).await?;
+                tx.remove(front).await
+            }
+        }))
+        .unwrap();
+        host.nothing_is_left(&vbd);
+    }
+}
+
+#[test]
+fn a_toolstack_that_closes_without_asking_the_frontend_first_waits_for_it() {
+    let host = boot();
+    let vbd = host.attach(51712, "memory:1M", "w");
+    let mut front = host.connect(&vbd);
+    host.detach(&vbd);
+    // The disk is mounted: the guest has seen the wish, and goes on.
+    host.set(&vbd.front, "state", "5");
+    for _ in 0..100 {
+        works(&mut front);
+    }
+    assert_eq!(host.get(&vbd.back, "state"), "5");
+    host.destroy(&vbd);
+    drop(front);
+    host.nothing_is_left(&vbd);
+}
+
+#[test]
+fn in_a_driver_domain_the_backend_removes_its_directory_itself() {
+    let host = boot_driver_domain();
+    let vbd = host.attach_with(51712, "memory:1M", "w", &[crate::world::SCRIPT]);
+    assert_ne!(host.backend.domid(), DomId::ZERO);
+    // Nobody runs the script.
+    let mut front = host.connect(&vbd);
+    works(&mut front);
+    block_on(host.store.remove(&vbd.front)).unwrap();
+    host.detach(&vbd);
+    // The toolstack sees first that it has closed.
+    host.wait(&vbd, "6");
+    let mut watch: Watch = block_on(host.store.watch(&vbd.back)).unwrap();
+    while host.exists(&vbd.back) {
+        block_on(watch.next()).unwrap();
+    }
+    drop(front);
+    host.nothing_is_left(&vbd);
+}

@@ -1,0 +1,263 @@
+//! A host with a xenstore, a block backend and a guest, and what a toolstack does there.
+
+use parapet_blkback::device::Options;
+use parapet_blkback::report::{Report, Reports, Vbd as Key};
+use parapet_blkback::request::X86_64;
+use parapet_blkback::service::Service;
+use parapet_hypervisor::block_on;
+use parapet_hypervisor::loopback::{self, Domain, DomainConfig, Hypervisor};
+use parapet_hypervisor::seam::{Channel, Grant, Identity};
+use parapet_xen_sys::DomId;
+use parapet_xen_sys::io::blkif::{Operation, Status};
+use parapet_xenstore::client::{Client, Watch};
+use parapet_xenstore::server::daemon::Daemon;
+use parapet_xenstore::store::Store;
+
+use crate::plain::Plain;
+
+pub(crate) struct Host {
+    pub(crate) store: Client,
+    pub(crate) reports: Reports,
+    /// Where the backend runs.
+    pub(crate) backend: Domain,
+    pub(crate) guest: Domain,
+    /// A domain that has nothing to do with it all.
+    pub(crate) stranger: Domain,
+    /// The backend's ports when it has no vbd.
+    ports: usize,
+    _hypervisor: Hypervisor,
+}
+
+/// A host whose backend runs in domain 0.
+pub(crate) fn boot() -> Host {
+    boot_with(|dom0, _| dom0.clone(), |_| {})
+}
+
+/// A host whose backend runs in a domain of its own.
+pub(crate) fn boot_driver_domain() -> Host {
+    boot_with(
+        |_, hypervisor| hypervisor.create(DomainConfig::default()).unwrap(),
+        |_| {},
+    )
+}
+
+/// A host whose backend starts after `before` has been at the xenstore.
+pub(crate) fn boot_after(before: impl FnOnce(&Client)) -> Host {
+    boot_with(|dom0, _| dom0.clone(), before)
+}
+
+fn boot_with(
+    backend: impl FnOnce(&Domain, &Hypervisor) -> Domain,
+    before: impl FnOnce(&Client),
+) -> Host {
+    let hypervisor = Hypervisor::new(loopback::Config::default()).unwrap();
+    let domain = || hypervisor.create(DomainConfig::default()).unwrap();
+    let (dom0, guest, stranger) = (domain(), domain(), domain());
+    let backend = backend(&dom0, &hypervisor);
+    let (daemon, xenstored) = Daemon::new(dom0.clone(), Store::default(), |_| true);
+    dom0.run(|_| daemon.run());
+    let connect = || Client::start(&backend, xenstored.connect());
+    let store = connect();
+    before(&store);
+    let ports = backend.ports_in_use();
+    let service = Service::new(backend.clone(), connect(), Options::default());
+    let reports = service.reports();
+    backend.run(|_| async move {
+        // It ends with the xenstore, when the test does.
+        let _ = service.run().await;
+    });
+    Host {
+        store,
+        reports,
+        backend,
+        guest,
+        stranger,
+        ports,
+        _hypervisor: hypervisor,
+    }
+}
+
+/// The two directories of a vbd.
+pub(crate) struct Vbd {
+    pub(crate) key: Key,
+    pub(crate) back: String,
+    pub(crate) front: String,
+}
+
+impl Vbd {
+    pub(crate) fn new(backend: DomId, guest: DomId, number: u32) -> Self {
+        Vbd {
+            key: Key {
+                frontend: guest,
+                number,
+            },
+            back: format!("/local/domain/{backend}/backend/vbd/{guest}/{number}"),
+            front: format!("/local/domain/{guest}/device/vbd/{number}"),
+        }
+    }
+
+    /// Where the backend leaves its errors.
+    pub(crate) fn error(&self) -> String {
+        format!("/local/domain/0/error/backend/vbd/{}", self.key)
+    }
+}
+
+pub(crate) const SCRIPT: (&str, &str) = ("script", "/etc/xen/scripts/block-parapet");
+
+impl Host {
+    /// What xl does for a line of `disk=`.
+    pub(crate) fn attach(&self, number: u32, params: &str, mode: &str) -> Vbd {
+        self.attach_with(number, params, mode, &[])
+    }
+
+    /// The same, with more keys for the backend.
+    pub(crate) fn attach_with(
+        &self,
+        number: u32,
+        params: &str,
+        mode: &str,
+        more: &[(&str, &str)],
+    ) -> Vbd {
+        let vbd = Vbd::new(self.backend.domid(), self.guest.domid(), number);
+        make(
+            &self.store,
+            &vbd,
+            &[&[("params", params), ("mode", mode)], more].concat(),
+        );
+        vbd
+    }
+
+    /// What xl does to take it away.
+    pub(crate) fn detach(&self, vbd: &Vbd) {
+        block_on(self.store.transaction(|tx| {
+            let back = vbd.back.clone();
+            async move {
+                tx.write(&format!("{back}/online"), "0").await?;
+                if tx.read(&format!("{back}/state")).await? == b"6" {
+                    return Ok(());
+                }
+                tx.write(&format!("{back}/state"), "5").await
+            }
+        }))
+        .unwrap();
+    }
+
+    /// What xl does to the disk of a guest that is no more.
+    pub(crate) fn destroy(&self, vbd: &Vbd) {
+        block_on(self.store.remove(&vbd.front)).unwrap();
+        self.detach(vbd);
+        self.wait(vbd, "6");
+        block_on(self.store.remove(&vbd.back)).unwrap();
+    }
+
+    /// There is no sign of the vbd.
+    pub(crate) fn nothing_is_left(&self, vbd: &Vbd) {
+        block_on(self.reports.ended(vbd.key));
+        assert_eq!(self.backend.mappings(), 0);
+        assert_eq!(self.guest.grants_in_use(), 0);
+        assert_eq!(self.backend.ports_in_use(), self.ports);
+        assert!(!self.exists(&vbd.back), "{} came back", vbd.back);
+        // Removed after the report has ended.
+        let error = vbd.error();
+        let mut watch: Watch = block_on(self.store.watch(&error)).unwrap();
+        while self.exists(&error) {
+            block_on(watch.next()).unwrap();
+        }
+    }
+
+    pub(crate) fn exists(&self, path: &str) -> bool {
+        match block_on(self.store.list(path)) {
+            Err(error) if error.is_not_found() => false,
+            children => children.map(|_| true).unwrap(),
+        }
+    }
+
+    pub(crate) fn get(&self, folder: &str, key: &str) -> String {
+        let value = block_on(self.store.read(&format!("{folder}/{key}"))).unwrap();
+        String::from_utf8(value).unwrap()
+    }
+
+    pub(crate) fn set(&self, folder: &str, key: &str, value: &str) {
+        block_on(self.store.write(&format!("{folder}/{key}"), value)).unwrap();
+    }
+
+    /// Waits until the backend is in `state`.
+    pub(crate) fn wait(&self, vbd: &Vbd, state: &str) {
+        self.wait_for(vbd, "state", state);
+    }
+
+    /// Waits until the backend's `key` is `value`.
+    pub(crate) fn wait_for(&self, vbd: &Vbd, key: &str, value: &str) {
+        let path = format!("{}/{key}", vbd.back);
+        let mut watch: Watch = block_on(self.store.watch(&path)).unwrap();
+        while block_on(self.store.read(&path)).ok().as_deref() != Some(value.as_bytes()) {
+            block_on(watch.next()).unwrap();
+        }
+    }
+
+    pub(crate) fn report(&self, vbd: &Vbd) -> Report {
+        self.reports.of(vbd.key).unwrap()
+    }
+
+    /// What a frontend does until it is connected.
+    pub(crate) fn connect(&self, vbd: &Vbd) -> Plain<X86_64> {
+        self.wait(vbd, "2");
+        let front = self.front();
+        self.publish(vbd, &front);
+        self.wait(vbd, "4");
+        self.set(&vbd.front, "state", "4");
+        front
+    }
+
+    pub(crate) fn front(&self) -> Plain<X86_64> {
+        Plain::new(&self.guest, self.backend.domid())
+    }
+
+    pub(crate) fn publish(&self, vbd: &Vbd, front: &Plain<X86_64>) {
+        let ring = front.ring_grant.refs()[0].0.to_string();
+        self.set(&vbd.front, "ring-ref", &ring);
+        let port = front.channel.port().0.to_string();
+        self.set(&vbd.front, "event-channel", &port);
+        self.set(&vbd.front, "protocol", "x86_64-abi");
+        self.set(&vbd.front, "feature-persistent", "1");
+        self.set(&vbd.front, "state", "3");
+    }
+}
+
+/// Makes a vbd's nodes in one transaction, as libxl does.
+pub(crate) fn make(store: &Client, vbd: &Vbd, keys: &[(&str, &str)]) {
+    block_on(store.transaction(|tx| async move {
+        let Vbd { key, back, front } = vbd;
+        let guest = key.frontend.to_string();
+        let usual = [
+            ("frontend", front.as_str()),
+            ("frontend-id", &guest),
+            ("online", "1"),
+            ("removable", "0"),
+            ("bootable", "1"),
+            ("device-type", "disk"),
+            ("type", "phy"),
+            ("dev", "xvda"),
+            ("discard-enable", "1"),
+            ("state", "1"),
+        ];
+        for (key, value) in usual.iter().chain(keys) {
+            tx.write(&format!("{back}/{key}"), value).await?;
+        }
+        tx.write(&format!("{front}/backend"), back).await?;
+        tx.write(&format!("{front}/backend-id"), "0").await?;
+        tx.write(&format!("{front}/state"), "1").await
+    }))
+    .unwrap();
+}
+
+/// A write, a flush and a read on a disk that is connected.
+pub(crate) fn works(front: &mut Plain<X86_64>) {
+    let first = front.segments(0..1, 0, 7);
+    let second = front.segments(1..2, 0, 7);
+    front.fill(0, 0x5a);
+    assert_eq!(front.run(Operation::Write, 8, &first), Status::OKAY);
+    assert_eq!(front.run(Operation::FlushDiskcache, 0, &[]), Status::OKAY);
+    assert_eq!(front.run(Operation::Read, 8, &second), Status::OKAY);
+    assert!(front.page(1).iter().all(|&byte| byte == 0x5a));
+}
