@@ -187,6 +187,11 @@ impl Host {
         &self.xenstored
     }
 
+    /// How the vbds of its block backend fare.
+    pub fn reports(&self) -> &Reports {
+        &self.reports
+    }
+
     /// What every disk did that was ever attached, in that order.
     pub fn disks(&self) -> Vec<DiskReport> {
         self.lock_disks().clone()

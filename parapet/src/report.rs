@@ -138,7 +138,7 @@ pub fn table(disks: &[DiskSummary]) -> String {
     if rows.len() == 1 {
         return String::new();
     }
-    lines(&rows)
+    lines(&rows, TEXT)
 }
 
 fn row(disk: &DiskSummary, what: &str, kind: &KindSummary) -> [String; HEAD.len()] {
@@ -176,27 +176,27 @@ fn row(disk: &DiskSummary, what: &str, kind: &KindSummary) -> [String; HEAD.len(
     ]
 }
 
-/// Rows, each column as wide as its widest cell.
-fn lines(rows: &[[String; HEAD.len()]]) -> String {
+/// Rows, each column as wide as its widest cell, the first `text` of them flush left.
+pub(crate) fn lines<const COLUMNS: usize>(rows: &[[String; COLUMNS]], text: usize) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
         cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
-    let widths: [usize; HEAD.len()] = std::array::from_fn(width);
-    let mut text = String::new();
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let mut all = String::new();
     for row in rows {
         let mut line = String::new();
         for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
             // Writing to a String cannot fail.
-            let _ = match column {
-                0..TEXT => write!(line, "{cell:<width$}  "),
-                _ => write!(line, "{cell:>width$}  "),
+            let _ = match column < text {
+                true => write!(line, "{cell:<width$}  "),
+                false => write!(line, "{cell:>width$}  "),
             };
         }
-        text.push_str(line.trim_end());
-        text.push('\n');
+        all.push_str(line.trim_end());
+        all.push('\n');
     }
-    text
+    all
 }
 
 #[cfg(test)]

@@ -1,0 +1,162 @@
+//! The command line.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use log::LevelFilter;
+use parapet::daemon::blkback::{NAME, Status};
+use parapet::daemon::{ask, start_log};
+
+use crate::serve::{self, Failure, Settings};
+
+/// Serves the disks of a Xen host's guests: plain `disk=` lines of xl, on raw files and block
+/// devices, without loop devices and without QEMU.
+///
+/// It runs in domain 0 or in a driver domain, in the foreground, until SIGTERM or SIGINT, and
+/// serves every vbd that the toolstack makes there. It logs to standard error.
+#[derive(Debug, Parser)]
+#[command(name = NAME, version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    serve: Serve,
+
+    /// The folder for the lock and the status socket.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/run/parapet"
+    )]
+    run_dir: PathBuf,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  parapet-blkback                           serves disks until it is stopped
+  parapet-blkback --log debug               says what guests do wrong, too
+  parapet-blkback status                    what each disk does, as a table
+  parapet-blkback status --json | jq '.vbds[] | select(.state == \"connected\")'
+
+A guest's disk, in its xl.cfg:
+  disk = [ \"format=raw, vdev=xvda, access=rw, script=block-parapet, target=/srv/guest.img\" ]
+
+Exit status: 0 after SIGTERM or SIGINT; 1 after a failure; 2 if the host is not ready for it, with
+one line that says what to do.";
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// What goes to the log [default: info; else what PARAPET_LOG or RUST_LOG says].
+    #[arg(long, value_name = "LEVEL", value_parser = level())]
+    log: Option<LevelFilter>,
+
+    /// How long a queue looks for requests before it sleeps, in microseconds: latency for
+    /// processor time.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
+    poll: u64,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(name = "status")]
+    Show(Show),
+    #[command(hide = true)]
+    Completions(Completions),
+}
+
+/// Prints what the running daemon has to say of each disk, those that are gone included.
+#[derive(Debug, Args)]
+#[command(name = "status", after_help = STATUS_EXAMPLES)]
+struct Show {
+    /// Prints JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  parapet-blkback status
+  parapet-blkback status --json | jq '.vbds[] | {frontend, name, state, reads, writes}'";
+
+/// Prints the completions for a shell.
+#[derive(Debug, Args)]
+struct Completions {
+    /// The shell.
+    shell: Shell,
+}
+
+fn level() -> impl TypedValueParser<Value = LevelFilter> {
+    PossibleValuesParser::new(["off", "error", "warn", "info", "debug", "trace"])
+        .try_map(|level| level.parse::<LevelFilter>())
+}
+
+/// Does what the command line says.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        None => {
+            start_log(cli.serve.log);
+            let settings = Settings {
+                run_dir: cli.run_dir,
+                poll: Duration::from_micros(cli.serve.poll),
+            };
+            match serve::serve(&settings) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(Failure::NotReady(reason)) => {
+                    complain(&reason);
+                    ExitCode::from(2)
+                }
+                Err(Failure::Failed(reason)) => {
+                    complain(&format_args!("{reason:#}"));
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Some(Command::Show(args)) => outcome(show(&cli.run_dir, args.json)),
+        Some(Command::Completions(args)) => outcome(completions(args.shell)),
+    }
+}
+
+/// Says on standard error, in one line, what went wrong.
+fn complain(reason: &dyn Display) {
+    // Nobody is left to hear that it cannot be said.
+    let _ = writeln!(io::stderr(), "{NAME}: {reason}");
+}
+
+fn outcome(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format_args!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn show(run_dir: &Path, json: bool) -> anyhow::Result<()> {
+    let status: Status = ask(run_dir, NAME)?;
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, &status)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{status}")?;
+    }
+    Ok(())
+}
+
+fn completions(shell: Shell) -> anyhow::Result<()> {
+    // The generator panics when it cannot write, which memory always can be.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), NAME, &mut script);
+    io::stdout().write_all(&script)?;
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! The daemon's life.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use parapet::daemon::blkback::{NAME, Status};
+use parapet::daemon::{Lock, StatusSocket, notify, signals};
+use parapet_blkback::device::Options;
+use parapet_blkback::report::{Reports, Stage};
+use parapet_blkback::service::Service;
+use parapet_hypervisor::seam::{Identity, Tasks};
+use parapet_xenstore::client;
+
+use crate::ready::{self, NotReady};
+
+/// What the command line chose.
+pub(crate) struct Settings {
+    pub(crate) run_dir: PathBuf,
+    pub(crate) poll: Duration,
+}
+
+/// Why the daemon ended that was not asked to.
+pub(crate) enum Failure {
+    /// It has not begun.
+    NotReady(NotReady),
+    /// It could not go on.
+    Failed(anyhow::Error),
+}
+
+impl<T: Into<NotReady>> From<T> for Failure {
+    fn from(reason: T) -> Self {
+        Failure::NotReady(reason.into())
+    }
+}
+
+/// What ends the daemon.
+enum End {
+    Signal(&'static str),
+    Service(Result<(), client::Error>),
+}
+
+/// Serves until a signal comes.
+pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
+    let place = ready::place()?;
+    ready::no_kernel_backend(Path::new("/sys"))?;
+    let _lock = Lock::take(&settings.run_dir, NAME)?;
+    let store = ready::store(&place)?;
+
+    let domid = place.domid();
+    let options = Options {
+        poll: settings.poll,
+    };
+    let service = Service::new(place.clone(), store, options);
+    let reports = service.reports();
+    let _socket = StatusSocket::open(&settings.run_dir, NAME, {
+        let reports = reports.clone();
+        move || Status::new(domid, &reports.all())
+    })
+    .map_err(NotReady::Socket)?;
+
+    let (ends, ended) = mpsc::channel();
+    signals({
+        let ends = ends.clone();
+        // Who does not listen any more is ending already.
+        move |signal| drop(ends.send(End::Signal(signal)))
+    })
+    .context("signals cannot be caught")
+    .map_err(Failure::Failed)?;
+    place.spawn(async move {
+        let outcome = service.run().await;
+        drop(ends.send(End::Service(outcome)));
+    });
+    log::info!("serves the disks of domain {domid}'s guests");
+    tell("READY=1");
+
+    let end = ended.recv();
+    tell("STOPPING=1");
+    match end {
+        Ok(End::Signal(signal)) => {
+            log::info!("stopped by {signal}, {}", in_use(&reports));
+            Ok(())
+        }
+        Ok(End::Service(Err(error))) => {
+            let error = anyhow!(error).context("without a xenstore no disk can be served");
+            Err(Failure::Failed(error))
+        }
+        Ok(End::Service(Ok(()))) | Err(_) => {
+            Err(Failure::Failed(anyhow!("the service of disks has ended")))
+        }
+    }
+}
+
+fn tell(state: &str) {
+    if let Err(error) = notify(state) {
+        log::warn!("systemd cannot be told {state}: {error}");
+    }
+}
+
+/// What the end of the daemon means for guests. All that they were told is on their images is so:
+/// there is nothing to write back.
+fn in_use(reports: &Reports) -> String {
+    let reports = reports.all();
+    let connected = reports
+        .iter()
+        .filter(|report| report.stage == Stage::Connected);
+    let names: Vec<String> = connected.map(|report| report.vbd.to_string()).collect();
+    match names.as_slice() {
+        [] => "with no disk in use".into(),
+        [one] => format!("with 1 disk in use ({one}), whose guest waits from now on"),
+        several => format!(
+            "with {} disks in use ({}), whose guests wait from now on",
+            several.len(),
+            several.join(", ")
+        ),
+    }
+}
