@@ -8,6 +8,7 @@
 //! [`xen`].
 
 pub mod deaths;
+mod host;
 pub mod xen;
 
 use std::io::{Read, Write};
@@ -73,6 +74,18 @@ pub fn checks<P: Backend>() -> Vec<Check<P>> {
         ("a descriptor interrupts", a_descriptor_interrupts),
         ("time passes", time_passes),
         ("a task runs", a_task_runs),
+        (
+            "system calls reach mapped pages",
+            host::system_calls_reach_mapped_pages,
+        ),
+        (
+            "io_uring reaches mapped pages",
+            host::io_uring_reaches_mapped_pages,
+        ),
+        (
+            "registering mapped pages helps or does no harm",
+            host::registering_mapped_pages_does_no_harm,
+        ),
     ]
 }
 
