@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // clippy knows test functions, and not what they call
 
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -160,4 +161,41 @@ fn the_status_of_a_daemon_has_every_disk_and_what_it_did() {
     assert_eq!(ended["vbds"][0]["state"], "ended");
     assert_eq!(ended["vbds"][0]["reads"]["requests"], 3);
     assert_eq!(ended["vbds"][0]["persistent_pages"], 0);
+}
+
+/// Runs `block-parapet` with tools that keep the one node in a file.
+fn script(folder: &Path, action: &str) -> Output {
+    let node = folder.join("hotplug-status");
+    for (tool, what) in [
+        ("xenstore-read", "exec cat \"$NODE\""),
+        ("xenstore-write", "printf %s \"$2\" > \"$NODE\""),
+    ] {
+        let tool = folder.join(tool);
+        let check = "[ \"$1\" = backend/vbd/5/51712/hotplug-status ] || exit 9";
+        fs::write(&tool, format!("#!/bin/sh\n{check}\n{what}\n")).unwrap();
+        fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/xl/block-parapet");
+    let mut command = Command::new(script);
+    command.env("XENBUS_PATH", "backend/vbd/5/51712");
+    command.env("PATH", path).env("NODE", node);
+    command.arg(action).output().unwrap()
+}
+
+#[test]
+fn the_script_hands_on_what_the_backend_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = folder.path().join("hotplug-status");
+    assert!(script(folder.path(), "add").status.success());
+    assert_eq!(fs::read_to_string(&node).unwrap(), "connected");
+
+    fs::write(&node, "error").unwrap();
+    assert_eq!(script(folder.path(), "add").status.code(), Some(1));
+    assert_eq!(fs::read_to_string(&node).unwrap(), "error");
+
+    fs::remove_file(&node).unwrap();
+    assert!(script(folder.path(), "remove").status.success());
+    assert!(!node.exists(), "the toolstack removes the nodes meanwhile");
+    assert_eq!(script(folder.path(), "play").status.code(), Some(2));
 }
