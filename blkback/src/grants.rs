@@ -277,7 +277,12 @@ impl<G: Grants> Pool<G> {
                 continue;
             }
             let mut mapped = Vec::with_capacity(refs.len());
-            self.grants.map_each(self.peer, &refs, access, &mut mapped);
+            // What was mapped by one call may be unmapped only when the last of it goes: pages
+            // that are to stay, each for its own time, are mapped one by one.
+            let together = if self.limit > 0 { 1 } else { refs.len() };
+            for refs in refs.chunks(together) {
+                self.grants.map_each(self.peer, refs, access, &mut mapped);
+            }
             for (gref, mapping) in refs.into_iter().zip(mapped) {
                 let page = match mapping {
                     Ok(mapping) => match self.keep(gref, Arc::new(Page(mapping)), image) {
