@@ -3,6 +3,8 @@
 //!
 //! One line a check goes to standard output; the status is that of the whole list.
 
+#![forbid(unsafe_code)]
+
 use std::io::{self, BufRead, BufReader, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
