@@ -3,6 +3,7 @@
 //!
 //! Each panics when a promise is broken, and on nothing else that the bytes can say.
 
+use parapet_blkback::negotiation::{Answer, Assignment, MAX_RING_PAGE_ORDER};
 use parapet_blkback::request::{self, Layout, X86_32, X86_64};
 use parapet_hypervisor::memory::{PAGE_SIZE, Scratch};
 use parapet_ring::{Back, Front, Own};
@@ -16,11 +17,12 @@ use zerocopy::FromBytes;
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of their file in `fuzz/fuzz_targets` and folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 4] = [
+pub const TARGETS: [(&str, Target); 5] = [
     ("xenstored", xenstored),
     ("block_request", block_request),
     ("shared_ring", shared_ring),
     ("guest_config", guest_config),
+    ("vbd_keys", vbd_keys),
 ];
 
 /// A host with four domains, whose pages need no mapping.
@@ -160,5 +162,32 @@ pub fn guest_config(data: &[u8]) {
     if let Err(error) = parapet::config::HostConfig::parse(&text, "fuzz.toml") {
         let error = error.to_string();
         assert!(!error.is_empty() && !error.contains('\n'), "{error:?}");
+    }
+}
+
+/// The nodes of both ends of a vbd, a line `key=value` each: what is accepted can be acted on, and
+/// what is said of the rest fits a line of a log and a node.
+pub fn vbd_keys(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let get = |wanted: &str| {
+        let mut pairs = text.lines().filter_map(|line| line.split_once('='));
+        let (_, value) = pairs.find(|(key, _)| *key == wanted)?;
+        Some(value.to_owned())
+    };
+    let mut errors = Vec::new();
+    match Answer::parse(get) {
+        Ok(answer) => {
+            assert!(answer.ring.len().is_power_of_two());
+            assert!(answer.ring.len() <= 1 << MAX_RING_PAGE_ORDER);
+        }
+        Err(error) => errors.push(error),
+    }
+    errors.extend(Assignment::parse(get).err());
+    for error in errors {
+        let error = error.to_string();
+        assert!(
+            !error.is_empty() && !error.contains('\n') && error.len() < 1024,
+            "{error:?}"
+        );
     }
 }
