@@ -2,19 +2,20 @@
 //!
 //! In domain 0 xenstored listens on a unix socket. Anywhere else, and in a domain 0 whose
 //! xenstored is a domain of its own, the kernel has the domain's connection, and lets processes
-//! share it by `/dev/xen/xenbus`. Both carry the same messages.
+//! share it by `/dev/xen/xenbus`. Either way the connection is a socket here.
+
+mod kernel;
 
 use std::env;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::string::String;
 use std::task::{Context, Poll};
 use std::vec::Vec;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use parapet_hypervisor::seam::{Channel, HostDescriptors};
 
@@ -33,21 +34,6 @@ pub fn default_path() -> PathBuf {
 /// Where the kernel offers its own connection, now and in the past.
 const DEVICES: [&str; 2] = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
 
-/// A connection to xenstored.
-#[derive(Debug)]
-pub enum Stream {
-    /// A socket.
-    Socket(UnixStream),
-    /// The kernel's own connection, of which this is one user.
-    Kernel(File),
-}
-
-impl From<UnixStream> for Stream {
-    fn from(socket: UnixStream) -> Self {
-        Stream::Socket(socket)
-    }
-}
-
 /// There is no way to a xenstored from here.
 #[derive(Debug, thiserror::Error)]
 #[error("no xenstore can be reached: {}. Is xenstored running?", .tried.join("; "))]
@@ -58,38 +44,29 @@ pub struct Unreachable {
     pub denied: bool,
 }
 
-impl Stream {
-    /// Connects to the host's xenstored: by its socket ([`default_path`]), or else by the kernel's
-    /// connection.
-    ///
-    /// # Errors
-    /// Neither leads anywhere.
-    pub fn connect() -> Result<Self, Unreachable> {
-        let mut missed = Unreachable {
-            tried: Vec::new(),
-            denied: false,
-        };
-        let socket = default_path();
-        match UnixStream::connect(&socket) {
-            Ok(socket) => return Ok(Stream::Socket(socket)),
-            Err(error) => missed.add(&socket, &error),
-        }
-        for device in DEVICES {
-            let open = OpenOptions::new().read(true).write(true).open(device);
-            match open {
-                Ok(device) => return Ok(Stream::Kernel(device)),
-                Err(error) => missed.add(Path::new(device), &error),
-            }
-        }
-        Err(missed)
+/// Connects to the host's xenstored: by its socket ([`default_path`]), or else by the kernel's
+/// connection.
+///
+/// # Errors
+/// Neither leads anywhere.
+pub fn connect() -> Result<UnixStream, Unreachable> {
+    let mut missed = Unreachable {
+        tried: Vec::new(),
+        denied: false,
+    };
+    let socket = default_path();
+    match UnixStream::connect(&socket) {
+        Ok(socket) => return Ok(socket),
+        Err(error) => missed.add(&socket, &error),
     }
-
-    /// From now on neither reads nor writes wait.
-    fn set_nonblocking(&self) -> io::Result<()> {
-        let flags = OFlag::from_bits_retain(fcntl(self, FcntlArg::F_GETFL)?);
-        fcntl(self, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(())
+    for device in DEVICES {
+        let open = OpenOptions::new().read(true).write(true).open(device);
+        match open.and_then(kernel::relay) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => missed.add(Path::new(device), &error),
+        }
     }
+    Err(missed)
 }
 
 impl Unreachable {
@@ -99,63 +76,28 @@ impl Unreachable {
     }
 }
 
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Stream::Socket(socket) => socket.as_fd(),
-            Stream::Kernel(device) => device.as_fd(),
-        }
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Socket(socket) => socket.read(to),
-            Stream::Kernel(device) => device.read(to),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Socket(socket) => socket.write(bytes),
-            Stream::Kernel(device) => device.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A stream as a transport.
+/// A connected socket as a transport.
 ///
-/// A place tells only when a descriptor becomes readable, and a stream must also be waited for to
+/// A place tells only when a descriptor becomes readable, and a socket must also be waited for to
 /// become writable: so it is put into an epoll set of its own, which becomes readable by either.
-pub struct StreamTransport<C> {
-    stream: Stream,
+pub struct SocketTransport<C> {
+    stream: UnixStream,
     ready: Epoll,
     channel: C,
 }
 
-impl<C> StreamTransport<C> {
-    /// Takes over a stream.
+impl<C> SocketTransport<C> {
+    /// Takes over a connected socket.
     ///
     /// # Errors
     /// It cannot be waited for.
-    pub fn new(
-        place: &impl HostDescriptors<Channel = C>,
-        stream: impl Into<Stream>,
-    ) -> io::Result<Self> {
-        let stream = stream.into();
-        stream.set_nonblocking()?;
+    pub fn new(place: &impl HostDescriptors<Channel = C>, stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let either = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
         ready.add(&stream, EpollEvent::new(either, 0))?;
         let channel = place.bind_descriptor(ready.0.as_fd())?;
-        Ok(StreamTransport {
+        Ok(SocketTransport {
             stream,
             ready,
             channel,
@@ -165,7 +107,7 @@ impl<C> StreamTransport<C> {
     /// Does `io` until it is not interrupted; zero if it would block.
     fn done(
         &mut self,
-        mut io: impl FnMut(&mut Stream) -> io::Result<usize>,
+        mut io: impl FnMut(&mut UnixStream) -> io::Result<usize>,
     ) -> Result<usize, Broken> {
         loop {
             let error = match io(&mut self.stream) {
@@ -182,7 +124,7 @@ impl<C> StreamTransport<C> {
     }
 }
 
-impl<C: Channel> Transport for StreamTransport<C> {
+impl<C: Channel> Transport for SocketTransport<C> {
     fn read(&mut self, to: &mut [u8]) -> Result<usize, Broken> {
         let mut ended = false;
         let bytes = self.done(|stream| {

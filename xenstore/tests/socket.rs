@@ -20,7 +20,7 @@ use parapet_xen_sys::{DomId, Errno};
 use parapet_xenstore::Permission;
 use parapet_xenstore::client::blocking::Client;
 use parapet_xenstore::client::{self, Error};
-use parapet_xenstore::host::StreamTransport;
+use parapet_xenstore::host::SocketTransport;
 use parapet_xenstore::server::daemon::{Daemon, Handle};
 use parapet_xenstore::server::socket;
 use parapet_xenstore::store::Store;
@@ -210,7 +210,7 @@ fn a_daemons_tasks_share_one_connection_by_the_socket() {
     assert_eq!(host.connect().domid().unwrap(), DomId(0));
     let daemon = host.hypervisor.create(DomainConfig::default()).unwrap();
     let stream = UnixStream::connect(host.socket()).unwrap();
-    let transport = StreamTransport::new(&daemon, stream).unwrap();
+    let transport = SocketTransport::new(&daemon, stream).unwrap();
     let client = client::Client::start(&daemon, transport);
     let mut watch = block_on(client.watch("/w")).unwrap();
     assert_eq!(block_on(watch.next()).unwrap().path, "/w");

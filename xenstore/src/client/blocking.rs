@@ -11,7 +11,6 @@ use parapet_xen_sys::io::xs_wire::Operation;
 use parapet_xen_sys::{DomId, Errno};
 
 use super::{Error, WatchEvent, reply};
-use crate::host::Stream;
 use crate::transport::Broken;
 use crate::wire::{Decoder, Message, Request, strings};
 use crate::{Permission, TransactionId};
@@ -19,7 +18,7 @@ use crate::{Permission, TransactionId};
 /// A connection of its own to xenstored. Events that arrive while it waits for an answer are kept
 /// for [`Client::next_event`].
 pub struct Client {
-    stream: Stream,
+    stream: UnixStream,
     decoder: Decoder,
     events: VecDeque<WatchEvent>,
     next: u32,
@@ -34,7 +33,7 @@ fn broken(error: io::Error) -> Error {
 }
 
 impl Client {
-    /// Connects to the socket of a xenstored; for the host's own there is [`Stream::connect`].
+    /// Connects to the socket of a xenstored; for the host's own there is [`host::connect`](crate::host::connect).
     ///
     /// # Errors
     /// Nobody listens there, or may not be talked to.
@@ -42,10 +41,10 @@ impl Client {
         UnixStream::connect(path).map(Client::new)
     }
 
-    /// Takes over a connection, on which reading and writing wait.
-    pub fn new(stream: impl Into<Stream>) -> Self {
+    /// Takes over a connected socket.
+    pub fn new(stream: UnixStream) -> Self {
         Client {
-            stream: stream.into(),
+            stream,
             decoder: Decoder::default(),
             events: VecDeque::new(),
             next: 1,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parapet_hypervisor::seam::{Backend, Channel};
 
 use super::daemon::Handle;
-use crate::host::StreamTransport;
+use crate::host::SocketTransport;
 
 /// How long to wait before accepting again when the host is out of descriptors.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
@@ -27,7 +27,7 @@ pub fn accept<B: Backend>(
     Ok(async move {
         loop {
             match listener.accept() {
-                Ok((stream, _)) => match StreamTransport::new(&place, stream) {
+                Ok((stream, _)) => match SocketTransport::new(&place, stream) {
                     Ok(transport) => xenstored.serve(transport),
                     Err(error) => log::warn!("a local client is refused: {error}"),
                 },

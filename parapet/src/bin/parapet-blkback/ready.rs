@@ -12,7 +12,7 @@ use parapet_hypervisor::seam::HostDescriptors;
 use parapet_hypervisor::xen::{self, Xen};
 use parapet_xen_sys::DomId;
 use parapet_xenstore::client::{Client, blocking};
-use parapet_xenstore::host::{Stream, StreamTransport, Unreachable};
+use parapet_xenstore::host::{self, SocketTransport, Unreachable};
 
 /// Why the host is not ready.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +65,7 @@ pub(crate) fn place() -> Result<Xen, NotReady> {
 
 /// Which domain this is: only the xenstore tells.
 fn domid() -> Result<DomId, NotReady> {
-    let stream = Stream::connect()?;
+    let stream = host::connect()?;
     let (sender, answer) = mpsc::channel();
     thread::spawn(move || {
         // Nobody waits any more if it took too long.
@@ -97,8 +97,8 @@ where
     P: HostDescriptors + parapet_hypervisor::seam::Tasks,
     P::Channel: 'static,
 {
-    let stream = Stream::connect()?;
-    let transport = StreamTransport::new(place, stream).map_err(NotReady::Connection)?;
+    let stream = host::connect()?;
+    let transport = SocketTransport::new(place, stream).map_err(NotReady::Connection)?;
     Ok(Client::start(place, transport))
 }
 
