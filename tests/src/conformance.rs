@@ -60,6 +60,11 @@ pub fn checks<P: Backend>() -> Vec<Check<P>> {
             copies_reach_any_offset,
         ),
         ("a copy has a status of its own", a_bad_copy_spoils_no_other),
+        ("copies happen in order", copies_happen_in_order),
+        (
+            "the grant that cannot be written is the one to blame",
+            the_culprit_is_named,
+        ),
         ("an event arrives", an_event_arrives),
         (
             "many events before a wait are no more than two",
@@ -312,6 +317,55 @@ fn a_bad_copy_spoils_no_other<P: Backend>(a: &P, b: &P) {
     local.view().read_bytes(0, &mut seen).unwrap();
     assert_eq!(seen, bytes[32..48]);
     grant.end().unwrap();
+}
+
+fn copies_happen_in_order<P: Backend>(a: &P, b: &P) {
+    let pages = a.allocate(1).unwrap();
+    let bytes = fill(&pages, 8);
+    let grant = a.grant(&pages, b.domid(), Access::ReadWrite).unwrap();
+    let local = b.allocate(2).unwrap();
+    let granted = |offset| CopyEnd::Granted {
+        domid: a.domid(),
+        gref: grant.refs()[0],
+        offset,
+    };
+    let here = |offset| CopyEnd::Local {
+        pages: &local,
+        offset,
+    };
+    // From the grant, on to another page of ours, and back into the grant.
+    let steps = [
+        (granted(0), here(0)),
+        (here(0), here(PAGE_SIZE)),
+        (here(PAGE_SIZE), granted(2048)),
+    ];
+    let mut ops = steps.map(|(from, to)| CopyOp {
+        from,
+        to,
+        len: 64,
+        status: GrantStatus::GENERAL_ERROR,
+    });
+    b.copy(&mut ops).unwrap();
+    assert!(ops.iter().all(|op| op.status == GrantStatus::OKAY));
+    let mut seen = [0; 64];
+    pages.view().read_bytes(2048, &mut seen).unwrap();
+    assert_eq!(seen, bytes[..64]);
+    grant.end().unwrap();
+}
+
+fn the_culprit_is_named<P: Backend>(a: &P, b: &P) {
+    let (good, bad) = (a.allocate(1).unwrap(), a.allocate(1).unwrap());
+    let good = a.grant(&good, b.domid(), Access::ReadWrite).unwrap();
+    let bad = a.grant(&bad, b.domid(), Access::ReadOnly).unwrap();
+    let refs = [good.refs()[0], bad.refs()[0], good.refs()[0]];
+    let error = b.map(a.domid(), &refs, Access::ReadWrite).err().unwrap();
+    assert!(error.is_peers_fault());
+    assert!(
+        matches!(error, MapError::Refused { gref, .. } if gref == bad.refs()[0]),
+        "{error}"
+    );
+    good.end().unwrap();
+    bad.end().unwrap();
 }
 
 /// A pair of bound channels, with the event taken that binding sends to the binder.

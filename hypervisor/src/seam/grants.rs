@@ -104,7 +104,8 @@ pub trait Grant: Send + Sync + Unpin + 'static {
     fn end(self) -> Result<(), StillMapped>;
 }
 
-/// A peer's pages, mapped: a run that is contiguous in our address space. Dropping it unmaps.
+/// A peer's pages, mapped: a run that is contiguous in our address space. Dropping it unmaps; where
+/// a kernel still has the pages in hand for I/O, when that is over.
 pub trait Mapping: Send + Sync + Unpin + 'static {
     /// The run, to read.
     fn view(&self) -> View<'_, ReadOnly>;
@@ -158,7 +159,7 @@ pub trait Grants: Memory {
         drop(mappings);
     }
 
-    /// Copies between grants and pages of our own; each operation gets its own status.
+    /// Copies between grants and pages of our own, in order; each operation gets its own status.
     ///
     /// # Errors
     /// An errno, when our host could not run the batch at all; the statuses then say nothing.

@@ -12,7 +12,8 @@ use atomic_waker::AtomicWaker;
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::event_channel::Port;
 use parapet_xen_sys::linux::evtchn::{
-    BIND_INTERDOMAIN, BIND_UNBOUND_PORT, BindInterdomain, BindUnboundPort, NOTIFY, Notify,
+    BIND_INTERDOMAIN, BIND_UNBOUND_PORT, BindInterdomain, BindUnboundPort, NOTIFY, Notify, UNBIND,
+    Unbind,
 };
 use zerocopy::IntoBytes;
 
@@ -30,6 +31,11 @@ unsafe impl Argument for BindUnboundPort {
 // SAFETY: `struct ioctl_evtchn_bind_interdomain`, numbers only.
 unsafe impl Argument for BindInterdomain {
     const IOCTL: u32 = BIND_INTERDOMAIN;
+}
+
+// SAFETY: `struct ioctl_evtchn_unbind`, numbers only.
+unsafe impl Argument for Unbind {
+    const IOCTL: u32 = UNBIND;
 }
 
 // SAFETY: `struct ioctl_evtchn_notify`, numbers only.
@@ -162,15 +168,16 @@ impl Channel {
     }
 
     /// Moves to worker `to`, so that an event wakes the thread whose task waits for it.
+    ///
+    /// # Errors
+    /// The host's. It stays where it was: events are still told there, and wake the task.
     fn settle(&self, home: &mut Home, to: usize) -> io::Result<()> {
-        if let Some((worker, _)) = *home
-            && worker == to
-        {
+        if home.is_some_and(|(worker, _)| worker == to) {
             return Ok(());
         }
-        self.leave(home);
         // What is readable now is told anew there.
         let name = self.workers.watch(to, &self.source)?;
+        self.leave(home);
         *home = Some((to, name));
         Ok(())
     }
@@ -209,10 +216,7 @@ impl seam::Channel for Channel {
         if let Some(here) = self.workers.here() {
             let mut home = lock(&self.source.home);
             if let Err(error) = self.settle(&mut home, here) {
-                // It has no home now, and is never told of an event: better late than never.
-                log::error!("an event channel cannot be waited for: {error}");
-                cx.waker().wake_by_ref();
-                self.source.ready.store(true, Ordering::Release);
+                log::debug!("an event channel is told of by another thread: {error}");
             }
         }
         self.source.waiter.register(cx.waker());
@@ -247,6 +251,13 @@ impl seam::Channel for Channel {
 impl Drop for Channel {
     fn drop(&mut self) {
         self.leave(&mut lock(&self.source.home));
+        // Now, and not when a worker that was just telling us of an event lets go of the device.
+        if let Kind::Port(device, port) = &self.source.kind {
+            let unbound = device.call(&mut Unbind { port: *port });
+            if let Err(error) = unbound {
+                log::warn!("port {port} was not closed: {error}");
+            }
+        }
     }
 }
 

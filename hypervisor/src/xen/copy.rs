@@ -22,10 +22,11 @@ use crate::seam::{CopyEnd, CopyOp, Pages as _};
 #[repr(transparent)]
 struct Segment<'a>(CopySegment, PhantomData<View<'a>>);
 
-/// An end of a segment: the bytes of the union, and whether they name a grant.
-struct End([u8; 8], bool);
+/// An end of a segment: the bytes of the union, and whether they name a grant. It borrows what it
+/// is the address of.
+struct End<'a>([u8; 8], bool, PhantomData<View<'a>>);
 
-impl End {
+impl<'a> End<'a> {
     fn granted(domid: DomId, gref: GrantRef, offset: u16) -> Self {
         let mut bytes = [0; 8];
         let pointer = ForeignPtr {
@@ -34,15 +35,15 @@ impl End {
             domid,
         };
         bytes.copy_from_slice(pointer.as_bytes());
-        End(bytes, true)
+        End(bytes, true, PhantomData)
     }
 
-    fn local(view: View<'_>) -> Self {
-        End((view.as_ptr() as u64).to_ne_bytes(), false)
+    fn local(view: View<'a>) -> Self {
+        End((view.as_ptr() as u64).to_ne_bytes(), false, PhantomData)
     }
 
     /// An end of a copy of `len` bytes, if it stays within its page.
-    fn of(end: &CopyEnd<'_, Pages>, len: usize) -> Option<Self> {
+    fn of(end: &CopyEnd<'a, Pages>, len: usize) -> Option<Self> {
         match *end {
             CopyEnd::Granted {
                 domid,
@@ -61,8 +62,8 @@ impl End {
 
 impl<'a> Segment<'a> {
     /// Borrows, for as long as it exists, what the two ends point to.
-    fn new(from: End, to: End, len: u16) -> Self {
-        let (End(source, from_grant), End(dest, to_grant)) = (from, to);
+    fn new(from: End<'a>, to: End<'a>, len: u16) -> Self {
+        let (End(source, from_grant, _), End(dest, to_grant, _)) = (from, to);
         let mut flags = CopyFlags::empty();
         flags.set(CopyFlags::SOURCE_GREF, from_grant);
         flags.set(CopyFlags::DEST_GREF, to_grant);
@@ -87,11 +88,14 @@ impl<'a> Segment<'a> {
     }
 }
 
-/// Does all of `ops`, those that make sense in one call.
+/// Does all of `ops` in order, and in one call if none of them is without a grant.
 pub(super) fn copy(device: &Device, ops: &mut [CopyOp<'_, Pages>]) -> Result<(), i32> {
-    let mut segments = Vec::with_capacity(ops.len());
-    let mut asked = Vec::with_capacity(ops.len());
-    for op in ops {
+    let mut pending = Pending {
+        segments: Vec::with_capacity(ops.len()),
+        of: Vec::with_capacity(ops.len()),
+    };
+    for index in 0..ops.len() {
+        let op = &mut ops[index];
         // One that is wrong would fail the kernel's whole call.
         let Some(segment) = Segment::of(op) else {
             op.status = GrantStatus::BAD_COPY_ARG;
@@ -102,49 +106,61 @@ pub(super) fn copy(device: &Device, ops: &mut [CopyOp<'_, Pages>]) -> Result<(),
         if op.len == 0 {
             continue;
         }
-        match (op.from, op.to) {
-            // No grant, so nothing for the hypervisor to do.
-            (
-                CopyEnd::Local { pages, offset },
-                CopyEnd::Local {
-                    pages: to,
-                    offset: to_offset,
-                },
-            ) => {
-                let copied = pages
-                    .view()
-                    .copy_to(offset, to.view(), to_offset, op.len.into());
-                copied.map_err(|_| libc::EINVAL)?;
-            }
-            _ => {
-                segments.push(segment);
-                asked.push(op);
-            }
+        let (
+            CopyEnd::Local { pages, offset },
+            CopyEnd::Local {
+                pages: to,
+                offset: at,
+            },
+        ) = (op.from, op.to)
+        else {
+            pending.segments.push(segment);
+            pending.of.push(index);
+            continue;
+        };
+        // No grant, so nothing for the hypervisor to do; but it may need what comes before.
+        let len = op.len.into();
+        pending.run(device, ops)?;
+        let copied = pages.view().copy_to(offset, to.view(), at, len);
+        copied.map_err(|_| libc::EINVAL)?;
+    }
+    pending.run(device, ops)
+}
+
+/// Copies that are to be done, and which of the operations they are.
+struct Pending<'a> {
+    segments: Vec<Segment<'a>>,
+    of: Vec<usize>,
+}
+
+impl Pending<'_> {
+    fn run(&mut self, device: &Device, ops: &mut [CopyOp<'_, Pages>]) -> Result<(), i32> {
+        run(device, &mut self.segments)?;
+        for (index, Segment(done, _)) in self.of.drain(..).zip(self.segments.drain(..)) {
+            ops[index].status = done.status;
         }
+        Ok(())
     }
-    run(device, &mut segments)?;
-    for (op, Segment(done, _)) in asked.into_iter().zip(segments) {
-        op.status = done.status;
-    }
-    Ok(())
 }
 
 /// The first of `refs` that cannot be read from, and what Xen says of it.
+///
+/// # Errors
+/// The host's, as an errno.
 pub(super) fn find_refused(
     device: &Device,
     from: DomId,
     refs: &[GrantRef],
-) -> Option<(GrantRef, GrantStatus)> {
+) -> Result<Option<(GrantRef, GrantStatus)>, i32> {
     let byte = Scratch::new(1);
     let mut segments: Vec<Segment<'_>> = refs
         .iter()
         .map(|&gref| Segment::new(End::granted(from, gref, 0), End::local(byte.view()), 1))
         .collect();
-    run(device, &mut segments).ok()?;
-    refs.iter()
-        .zip(&segments)
-        .map(|(&gref, Segment(done, _))| (gref, done.status))
-        .find(|(_, status)| *status != GrantStatus::OKAY)
+    run(device, &mut segments)?;
+    let outcomes = refs.iter().zip(&segments);
+    let mut outcomes = outcomes.map(|(&gref, Segment(done, _))| (gref, done.status));
+    Ok(outcomes.find(|(_, status)| *status != GrantStatus::OKAY))
 }
 
 fn run(device: &Device, segments: &mut [Segment<'_>]) -> Result<(), i32> {

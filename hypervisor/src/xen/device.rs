@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::ptr::NonNull;
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use nix::sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap, mmap_anonymous, mremap, munmap};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::NotReady;
@@ -176,8 +176,6 @@ unsafe impl Send for Area {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Area {}
 
-const SHARED: MapFlags = MapFlags::MAP_SHARED;
-
 impl Area {
     /// `pages` pages of memory of our own, all zero.
     pub(super) fn anonymous(pages: usize) -> io::Result<Self> {
@@ -212,7 +210,7 @@ impl Area {
                 None,
                 len,
                 protection(access),
-                SHARED,
+                MapFlags::MAP_SHARED,
                 device,
                 index.cast_signed(),
             )
@@ -224,37 +222,35 @@ impl Area {
         })
     }
 
-    /// Puts pages of a device in the place of those that are here.
-    pub(super) fn become_device(&self, device: &Device, index: u64) -> io::Result<()> {
-        let flags = SHARED | MapFlags::MAP_FIXED;
-        // SAFETY: the range is this area's own, whole, and stays mapped for reading and writing:
-        // views of it go on to be valid. It is replaced in one step, as seen by other threads.
-        unsafe {
-            mmap(
-                Some(self.start.addr()),
-                self.len,
-                protection(Access::ReadWrite),
-                flags,
-                device,
-                index.cast_signed(),
+    /// Moves `fresh`, as long as this, to the place of what is here, with the contents of this:
+    /// the addresses stay. What is written here by others meanwhile may be lost.
+    ///
+    /// Everything that is likely to fail has been done when `fresh` was made. Should the kernel
+    /// not move it, the old memory may be gone, and views of it would lead nowhere: then the
+    /// process ends.
+    pub(super) fn become_other(&self, fresh: Area) {
+        assert_eq!(self.len, fresh.len, "memory changes places with its like");
+        if let Some(target) = fresh.view_mut() {
+            let copied = self.view().copy_to(0, target, 0, self.len.get());
+            debug_assert!(copied.is_ok(), "both are of one length");
+        }
+        // SAFETY: both ranges are whole mappings, each its area's own. The target stays mapped for
+        // reading and writing, with other pages under it: views of it go on to be valid. Nobody
+        // has a view of the source, which is forgotten.
+        let moved = unsafe {
+            mremap(
+                fresh.start.cast(),
+                self.len.get(),
+                self.len.get(),
+                MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED,
+                Some(self.start.cast()),
             )
-        }?;
-        Ok(())
-    }
-
-    /// Puts fresh zeroed memory of our own in the place of what is here.
-    pub(super) fn become_anonymous(&self) -> io::Result<()> {
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED;
-        // SAFETY: as in `become_device`.
-        unsafe {
-            mmap_anonymous(
-                Some(self.start.addr()),
-                self.len,
-                protection(Access::ReadWrite),
-                flags,
-            )
-        }?;
-        Ok(())
+        };
+        std::mem::forget(fresh);
+        if let Err(error) = moved {
+            log::error!("memory was lost in a move, and nothing can go on: {error}");
+            std::process::abort();
+        }
     }
 
     pub(super) fn pages(&self) -> usize {

@@ -69,16 +69,6 @@ impl Pages {
             granted: Mutex::new(false),
         })))
     }
-
-    /// Has `change` put other memory in the place of this, and moves the contents over.
-    fn change(&self, change: impl FnOnce(&Area) -> io::Result<()>) -> io::Result<()> {
-        let view = seam::Pages::view(self);
-        let mut contents = vec![0; view.len()];
-        let outside = |_| io::Error::from_raw_os_error(libc::EINVAL);
-        view.read_bytes(0, &mut contents).map_err(outside)?;
-        change(&self.0.area)?;
-        view.write_bytes(0, &contents).map_err(outside)
-    }
 }
 
 impl seam::Pages for Pages {
@@ -124,18 +114,17 @@ pub(super) fn grant(pages: &Pages, to: DomId, access: Access) -> Result<Grant, G
         gref_ids: [GrantRef(0)],
         _pad: 0,
     };
-    let mut refs = vec![GrantRef(0); pages.0.area.pages()];
-    let limit = refs.len();
+    let count = pages.0.area.pages();
+    let mut refs = vec![GrantRef(0); count];
     let allocated = device.call_listed(wanted, &mut refs);
     let index = allocated
         .map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOSPC) => GrantError::TableFull { limit },
+            Some(libc::ENOSPC) => GrantError::TableFull { limit: limit() },
             _ => host(error),
         })?
         .index;
-    pages
-        .change(|area| area.become_device(&device, index))
-        .map_err(host)?;
+    let shared = Area::of_device(&device, index, count, Access::ReadWrite).map_err(host)?;
+    pages.0.area.become_other(shared);
     *granted = true;
     drop(granted);
     Ok(Grant {
@@ -146,13 +135,23 @@ pub(super) fn grant(pages: &Pages, to: DomId, access: Access) -> Result<Grant, G
     })
 }
 
+/// How many pages gntalloc grants, to all of the domain's processes together; zero if it does not
+/// say.
+fn limit() -> usize {
+    let text = std::fs::read_to_string("/sys/module/xen_gntalloc/parameters/limit");
+    text.ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0)
+}
+
 impl Grant {
     /// Has the kernel say so to the peer when these pages go.
     ///
     /// # Errors
     /// The host's, as an errno.
     pub fn last_words(&self, words: LastWords<'_>) -> Result<(), i32> {
-        let (index, action, event_channel_port) = words.parts(self.index);
+        let pages = self.pages.0.area.pages();
+        let (index, action, event_channel_port) = words.parts(self.index, pages)?;
         let mut notify = UnmapNotify {
             index,
             action,
@@ -179,10 +178,13 @@ impl seam::Grant for Grant {
 impl Drop for Grant {
     fn drop(&mut self) {
         let mut granted = lock(&self.pages.0.granted);
-        if let Err(error) = self.pages.change(Area::become_anonymous) {
-            // They stay granted, and can be used, but not granted again.
-            log::warn!("pages cannot be taken back from a grant: {error}");
-            return;
+        match Area::anonymous(self.pages.0.area.pages()) {
+            Ok(own) => self.pages.0.area.become_other(own),
+            Err(error) => {
+                // They stay granted, and can be used, but not granted again.
+                log::warn!("pages cannot be taken back from a grant: {error}");
+                return;
+            }
         }
         *granted = false;
         let mut gone = DeallocGref {

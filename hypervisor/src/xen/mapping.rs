@@ -8,15 +8,16 @@
 
 #![allow(unsafe_code, reason = "which ioctl takes which structure")]
 
+use std::io;
 use std::mem::offset_of;
 use std::sync::Arc;
 
-use parapet_xen_sys::DomId;
 use parapet_xen_sys::grant_table::{GrantRef, GrantStatus};
 use parapet_xen_sys::linux::gntdev::{
     ForeignGrant, MAP_GRANT_REF, MapGrantRef, NotifyAction, SET_UNMAP_NOTIFY, UNMAP_GRANT_REF,
     UnmapGrantRef, UnmapNotify,
 };
+use parapet_xen_sys::{DomId, Port};
 
 use super::copy;
 use super::device::{Area, Argument, Device, Listed};
@@ -58,15 +59,22 @@ pub struct LastWords<'a> {
 }
 
 impl LastWords<'_> {
-    /// As the ioctls of gntdev and gntalloc want it: an offset, what to do, and a port.
-    pub(super) fn parts(&self, index: u64) -> (u64, NotifyAction, parapet_xen_sys::Port) {
+    /// As the ioctls of gntdev and gntalloc want it for a run of `pages` from `index` on: an
+    /// offset, what to do, and a port.
+    ///
+    /// # Errors
+    /// `EINVAL` if the byte is not of the run: the kernel would look for it among all that is
+    /// mapped.
+    pub(super) fn parts(&self, index: u64, pages: usize) -> Result<(u64, NotifyAction, Port), i32> {
+        let byte = self.clear.unwrap_or(0);
+        if byte >= pages * PAGE_SIZE {
+            return Err(libc::EINVAL);
+        }
         let mut action = NotifyAction::empty();
         action.set(NotifyAction::CLEAR_BYTE, self.clear.is_some());
         action.set(NotifyAction::SEND_EVENT, self.notify.is_some());
-        let port = self
-            .notify
-            .map_or(parapet_xen_sys::Port(0), |channel| channel.port());
-        (index + self.clear.unwrap_or(0) as u64, action, port)
+        let port = self.notify.map_or(Port(0), |channel| channel.port());
+        Ok((index + byte as u64, action, port))
     }
 }
 
@@ -79,13 +87,13 @@ struct Run {
 }
 
 impl Run {
-    fn map(
+    /// Maps all of `refs` or none. Linux has but one word for all that Xen may say: `EINVAL`.
+    fn attempt(
         device: &Arc<Device>,
         from: DomId,
         refs: &[GrantRef],
         access: Access,
-    ) -> Result<Self, MapError> {
-        let host = |error: &std::io::Error| MapError::Host(errno(error));
+    ) -> io::Result<Self> {
         let mut list: Vec<ForeignGrant> = refs
             .iter()
             .map(|&gref| ForeignGrant {
@@ -102,10 +110,7 @@ impl Run {
                 gref: GrantRef(0),
             }],
         };
-        let index = device
-            .call_listed(announced, &mut list)
-            .map_err(|error| host(&error))?
-            .index;
+        let index = device.call_listed(announced, &mut list)?.index;
         match Area::of_device(device, index, refs.len(), access) {
             Ok(area) => Ok(Run {
                 device: Arc::clone(device),
@@ -114,20 +119,22 @@ impl Run {
             }),
             Err(error) => {
                 forget(device, index, refs.len());
-                // All that Linux says of a grant that Xen refused.
-                if error.raw_os_error() != Some(libc::EINVAL) {
-                    return Err(host(&error));
-                }
-                let (gref, status) = copy::find_refused(device, from, refs)
-                    // All can be read, so it was the right to write, or what is left of room.
-                    .unwrap_or((refs[0], GrantStatus::GENERAL_ERROR));
-                Err(MapError::Refused {
-                    domid: from,
-                    gref,
-                    status,
-                })
+                Err(error)
             }
         }
+    }
+
+    /// [`Run::attempt`], and a search for the one to blame if it fails.
+    fn map(
+        device: &Arc<Device>,
+        from: DomId,
+        refs: &[GrantRef],
+        access: Access,
+    ) -> Result<Self, MapError> {
+        Run::attempt(device, from, refs, access).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => find_blame(device, from, refs, access),
+            _ => MapError::Host(errno(&error)),
+        })
     }
 
     fn area(&self) -> &Area {
@@ -142,6 +149,32 @@ impl Drop for Run {
         drop(area);
         forget(&self.device, self.index, pages);
     }
+}
+
+/// Why `refs` cannot be mapped: the grant that is to blame, or else our host.
+fn find_blame(device: &Arc<Device>, from: DomId, refs: &[GrantRef], access: Access) -> MapError {
+    let refused = |gref, status| MapError::Refused {
+        domid: from,
+        gref,
+        status,
+    };
+    match copy::find_refused(device, from, refs) {
+        Err(errno) => return MapError::Host(errno),
+        Ok(Some((gref, status))) => return refused(gref, status),
+        Ok(None) => {}
+    }
+    // All can be read. One that can be mapped to be read and not to be written is the peer's fault;
+    // any other is for want of our own room.
+    if access == Access::ReadWrite {
+        for gref in refs {
+            let alone = std::slice::from_ref(gref);
+            let fails = |access| Run::attempt(device, from, alone, access).is_err();
+            if fails(Access::ReadWrite) && !fails(Access::ReadOnly) {
+                return refused(*gref, GrantStatus::PERMISSION_DENIED);
+            }
+        }
+    }
+    MapError::Host(libc::ENOSPC)
 }
 
 /// Takes back the announcement of grants that are not mapped any more.
@@ -171,7 +204,7 @@ impl Mapping {
     /// The host's, as an errno.
     pub fn last_words(&self, words: LastWords<'_>) -> Result<(), i32> {
         let start = self.run.index + (self.first * PAGE_SIZE) as u64;
-        let (index, action, event_channel_port) = words.parts(start);
+        let (index, action, event_channel_port) = words.parts(start, self.pages)?;
         let mut notify = UnmapNotify {
             index,
             action,
@@ -226,7 +259,7 @@ pub(super) fn map_each(
     out: &mut Vec<Result<Mapping, MapError>>,
 ) {
     if refs.len() > 1
-        && let Ok(run) = Run::map(device, from, refs, access)
+        && let Ok(run) = Run::attempt(device, from, refs, access)
     {
         let run = Arc::new(run);
         out.extend((0..refs.len()).map(|first| {

@@ -25,6 +25,8 @@ mod copy;
 mod device;
 mod granting;
 mod mapping;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::future::Future;

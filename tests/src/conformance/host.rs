@@ -86,7 +86,10 @@ fn by_uring<P: Backend>(places: (&P, &P), register: bool) {
         let mut uring = match made {
             Ok(uring) => uring,
             // A host may forbid it; then backends do without.
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => return,
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                eprintln!("skipped: io_uring is forbidden here");
+                return;
+            }
             Err(error) => panic!("{error}"),
         };
         let mut place = (register && uring.buffers() > 0).then_some(0);

@@ -2,6 +2,7 @@
 //! was killed.
 
 use parapet_hypervisor::block_on;
+use parapet_hypervisor::memory::PAGE_SIZE;
 use parapet_hypervisor::seam::{Access, Channel, Events, Grant, Grants, Mapping, Memory, Pages};
 use parapet_hypervisor::xen::{LastWords, Xen};
 use parapet_xen_sys::DomId;
@@ -43,6 +44,11 @@ fn maps_with_last_words(place: &Xen, from: DomId, numbers: &[u32]) -> Played {
         notify: Some(&channel),
     };
     mapped.last_words(last).unwrap();
+    let beyond = LastWords {
+        clear: Some(PAGE_SIZE),
+        notify: None,
+    };
+    assert!(mapped.last_words(beyond).is_err(), "that is another page");
     (Vec::new(), Box::new((mapped, channel)))
 }
 
