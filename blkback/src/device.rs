@@ -34,7 +34,7 @@ use parapet_hypervisor::seam::{self, EventError, MapError};
 use parapet_xen_sys::io::xenbus::XenbusState;
 use parapet_xen_sys::{DomId, Errno};
 use parapet_xenstore::client::{self, Client};
-use parapet_xenstore::xenbus::{self, Backend, Closing, End, InitWait, Initialising, Keys};
+use parapet_xenstore::xenbus::{self, Backend, Closed, Closing, End, InitWait, Initialising, Keys};
 
 use crate::image::{Access, OpenError, Spec, SpecError};
 use crate::limit::Limit;
@@ -126,6 +126,13 @@ async fn frontend_state(end: &End) -> Result<XenbusState, DeviceError> {
     }
 }
 
+/// Whether the toolstack has put a device that was past its beginning back there, as it does when
+/// it makes another in its place.
+async fn is_back_at_the_beginning(end: &End) -> Result<bool, DeviceError> {
+    let state: Option<String> = end.own().find("state").await?;
+    Ok(state.as_deref() == Some("1"))
+}
+
 /// As much of an error as fits a node: a peer's words, or a long path, may be part of it.
 fn words(error: &DeviceError) -> String {
     error.to_string().chars().take(512).collect()
@@ -180,12 +187,17 @@ impl<P: seam::Backend> Device<P> {
 
     /// Sees to it that nobody waits for a device that is served no more, whatever state it was in.
     async fn close(&self) -> Result<(), client::Error> {
+        self.put(XenbusState::Closed).await
+    }
+
+    /// Writes our state, whatever it was, if the device is still there.
+    async fn put(&self, state: XenbusState) -> Result<(), client::Error> {
         let path = &self.path;
         self.store
             .transaction(|tx| async move {
                 let own = Keys::new(tx.clone(), path.clone());
                 match tx.read(&own.path("state")).await {
-                    Ok(_) => own.set("state", u32::from(XenbusState::Closed)).await,
+                    Ok(_) => own.set("state", u32::from(state)).await,
                     Err(error) if error.is_not_found() => Ok(()),
                     Err(error) => Err(error),
                 }
@@ -212,14 +224,18 @@ impl<P: seam::Backend> Device<P> {
 
     async fn live(&self, mut backend: Backend<Initialising>) -> Result<(), DeviceError> {
         let mut changes = Changes::of(&backend).await?;
-        let script: Option<String> = backend.own().find("script").await?;
+        let orders = Found::orders(backend.own()).await?;
         // Nobody runs it in another domain.
-        let scripted = script.is_some() && self.place.domid() == DomId::ZERO;
-        let (image, offer) = match self.open_image(backend.own()).await {
+        let scripted = orders.get("script").is_some() && self.place.domid() == DomId::ZERO;
+        let (image, offer) = match self.open_image(&orders).await {
             Ok(opened) => opened,
             Err(error) => {
                 self.report(&backend, &error).await?;
-                return self.refuse(backend, scripted, &error, &mut changes).await;
+                let outcome = self.refuse(backend, scripted, &error, &mut changes).await?;
+                return match outcome {
+                    Some(closing) => self.give_up(closing, &orders, &mut changes).await,
+                    None => Ok(()),
+                };
             }
         };
         loop {
@@ -236,10 +252,17 @@ impl<P: seam::Backend> Device<P> {
                 })
                 .await?;
             self.record.stage(Stage::Waiting);
-            let closing = self
+            let outcome = self
                 .one_connection(waiting, &image, scripted, &mut changes)
                 .await?;
             self.record.stage(Stage::Closed);
+            let closing = match outcome {
+                Ended::Connection(closing) => closing,
+                Ended::Device(closing) => {
+                    drop(image);
+                    return self.give_up(closing, &orders, &mut changes).await;
+                }
+            };
             // One back at the beginning waits for us to be so too.
             while closing.is_online().await?
                 && !matches!(
@@ -249,7 +272,15 @@ impl<P: seam::Backend> Device<P> {
             {
                 changes.next().await?;
             }
-            let closed = closing.closed_first().await?;
+            if !closing.is_online().await? {
+                // A toolstack that sees us closed may hand the image to somebody else.
+                drop(image);
+                self.closed(closing, &orders).await?;
+                return Ok(());
+            }
+            let Some(closed) = self.closed(closing, &orders).await? else {
+                return Ok(());
+            };
             loop {
                 if !closed.is_online().await? {
                     return Ok(());
@@ -259,14 +290,44 @@ impl<P: seam::Backend> Device<P> {
                 }
                 changes.next().await?;
             }
+            if self.made_anew(&closed, &orders).await? {
+                return Ok(());
+            }
             backend = closed.reopen().await?;
         }
     }
 
+    /// Says that we have closed; nothing if the toolstack has made another device here meanwhile,
+    /// which is then for somebody else to serve.
+    async fn closed(
+        &self,
+        closing: Backend<Closing>,
+        orders: &Found,
+    ) -> Result<Option<Backend<Closed>>, DeviceError> {
+        if self.made_anew(&closing, orders).await? {
+            return Ok(None);
+        }
+        let closed = closing.closed_first().await?;
+        // Once more, for one that came in between, and that we called closed by mistake.
+        Ok(match self.made_anew(&closed, orders).await? {
+            true => None,
+            false => Some(closed),
+        })
+    }
+
+    /// Whether this is another device than the one that `orders` were for: it is put back to its
+    /// beginning then.
+    async fn made_anew(&self, end: &End, orders: &Found) -> Result<bool, DeviceError> {
+        if Found::orders(end.own()).await? == *orders {
+            return Ok(false);
+        }
+        self.put(XenbusState::Initialising).await?;
+        Ok(true)
+    }
+
     /// Finds out which disk it is.
-    async fn open_image(&self, own: &Keys) -> Result<(Arc<ImageOf<P>>, Offer), DeviceError> {
-        let keys = Found::read(own, Assignment::KEYS.iter().copied()).await?;
-        let assignment = Assignment::parse(|key| keys.get(key))?;
+    async fn open_image(&self, orders: &Found) -> Result<(Arc<ImageOf<P>>, Offer), DeviceError> {
+        let assignment = Assignment::parse(|key| orders.get(key))?;
         if assignment.cdrom && assignment.params.is_empty() {
             return Err(DeviceError::EmptyDrive);
         }
@@ -298,17 +359,18 @@ impl<P: seam::Backend> Device<P> {
         Ok((image, offer))
     }
 
-    /// Gives up a device before its frontend was let in, and tells the toolstack why.
+    /// Closes a device before its frontend was let in, and tells the toolstack why. Nothing is left
+    /// to do if the toolstack has made another meanwhile.
     async fn refuse(
         &self,
         backend: Backend<Initialising>,
         scripted: bool,
         error: &DeviceError,
         changes: &mut Changes,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<Option<Backend<Closing>>, DeviceError> {
         self.record.stage(Stage::Closed);
         backend.hotplug_failed(&words(error)).await?;
-        let closing = if scripted {
+        Ok(Some(if scripted {
             // libxl looks for nothing but InitWait for ten seconds, then runs the script, which
             // finds the reason. No frontend gets further than its half of the handshake.
             let waiting = backend.announce(async |_| Ok(())).await?;
@@ -318,16 +380,31 @@ impl<P: seam::Backend> Device<P> {
                     XenbusState::Initialising | XenbusState::Unknown
                 )
             {
+                if is_back_at_the_beginning(&waiting).await? {
+                    return Ok(None);
+                }
                 changes.next().await?;
             }
             waiting.close().await?
         } else {
             backend.close().await?
-        };
+        }))
+    }
+
+    /// Closes a device for good: until the toolstack makes another of it.
+    async fn give_up(
+        &self,
+        closing: Backend<Closing>,
+        orders: &Found,
+        changes: &mut Changes,
+    ) -> Result<(), DeviceError> {
         while closing.is_online().await? && frontend_state(&closing).await? != XenbusState::Closed {
+            if is_back_at_the_beginning(&closing).await? {
+                return Ok(());
+            }
             changes.next().await?;
         }
-        closing.closed_first().await?;
+        self.closed(closing, orders).await?;
         Ok(())
     }
 
@@ -339,22 +416,26 @@ impl<P: seam::Backend> Device<P> {
         image: &Arc<ImageOf<P>>,
         scripted: bool,
         changes: &mut Changes,
-    ) -> Result<Backend<Closing>, DeviceError> {
+    ) -> Result<Ended, DeviceError> {
+        let ended = Ended::Connection;
         loop {
-            if !waiting.is_online().await? {
-                return Ok(waiting.close().await?);
+            if !waiting.is_online().await? || is_back_at_the_beginning(&waiting).await? {
+                return Ok(ended(waiting.close().await?));
             }
             let script = match scripted {
                 true => script_outcome(waiting.own()).await?,
                 false => Some(Ok(())),
             };
             if let Some(Err(error)) = script {
+                // It will not be run again, whatever the frontend does.
                 self.report(&waiting, &error).await?;
-                return Ok(waiting.close().await?);
+                return Ok(Ended::Device(waiting.close().await?));
             }
             match frontend_state(&waiting).await? {
                 XenbusState::Initialised | XenbusState::Connected if script.is_some() => break,
-                XenbusState::Closing | XenbusState::Closed => return Ok(waiting.close().await?),
+                XenbusState::Closing | XenbusState::Closed => {
+                    return Ok(ended(waiting.close().await?));
+                }
                 _ => changes.next().await?,
             }
         }
@@ -362,7 +443,7 @@ impl<P: seam::Backend> Device<P> {
             Ok(running) => running,
             Err(error) => {
                 self.report(&waiting, &error).await?;
-                return Ok(waiting.close().await?);
+                return Ok(ended(waiting.close().await?));
             }
         };
         let closing = self.see_to_its_end(waiting, &mut running, changes).await;
@@ -371,8 +452,16 @@ impl<P: seam::Backend> Device<P> {
         if let Some(error) = running.take_error() {
             self.complain(&error);
         }
-        closing
+        Ok(ended(closing?))
     }
+}
+
+/// What has come to its end.
+enum Ended {
+    /// A connection: there may be another.
+    Connection(Backend<Closing>),
+    /// The device.
+    Device(Backend<Closing>),
 }
 
 /// What the toolstack's script has come to, if it has ended.
@@ -396,6 +485,7 @@ impl<P: seam::Backend> fmt::Debug for Device<P> {
 }
 
 /// Some keys of a directory, as they were when read.
+#[derive(PartialEq)]
 struct Found(Vec<(String, String)>);
 
 impl Found {
@@ -407,6 +497,12 @@ impl Found {
             }
         }
         Ok(Found(found))
+    }
+
+    /// All that the toolstack says of a device when it makes it.
+    async fn orders(own: &Keys) -> Result<Self, DeviceError> {
+        let more = ["script", "frontend", "frontend-id"];
+        Found::read(own, Assignment::KEYS.iter().copied().chain(more)).await
     }
 
     fn get(&self, wanted: &str) -> Option<String> {

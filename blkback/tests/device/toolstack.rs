@@ -4,8 +4,9 @@ use parapet_blkback::report::Stage;
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::seam::Identity;
 use parapet_xen_sys::DomId;
+use parapet_xenstore::client::Watch;
 
-use crate::world::{SCRIPT, Vbd, boot, works};
+use crate::world::{Host, SCRIPT, Vbd, boot, works};
 
 #[test]
 fn a_disk_with_a_script_is_connected_when_that_has_succeeded() {
@@ -41,6 +42,69 @@ fn a_script_that_fails_closes_the_disk_with_its_reason() {
     );
     host.destroy(&vbd);
     host.nothing_is_left(&vbd);
+}
+
+#[test]
+fn a_script_that_failed_ends_the_device_until_the_toolstack_makes_another() {
+    let host = boot();
+    let vbd = host.attach_with(51712, "memory:1M", "w", &[SCRIPT]);
+    host.wait(&vbd, "2");
+    let path = format!("{}/state", vbd.back);
+    let mut watch: Watch = block_on(host.store.watch(&path)).unwrap();
+    let mut states = Vec::new();
+    let mut next = || {
+        block_on(watch.next()).unwrap();
+        states.push(host.get(&vbd.back, "state"));
+        states.last().cloned()
+    };
+    // The frontend is at its beginning, and has not seen a thing.
+    host.set(&vbd.back, "hotplug-status", "error");
+    while next().as_deref() != Some("5") {}
+    host.set(&vbd.front, "state", "6");
+    while next().as_deref() != Some("6") {}
+    block_on(host.reports.ended(vbd.key));
+    states.dedup();
+    assert_eq!(states, ["2", "5", "6"]);
+
+    host.attach_instead(&vbd, "memory:2M", "w");
+    works(&mut host.connect(&vbd));
+}
+
+#[test]
+fn a_disk_that_takes_anothers_place_is_served_as_itself() {
+    type Step = fn(&Host, &Vbd);
+    let befores: [Step; 4] = [
+        |host, vbd| host.wait(vbd, "2"),
+        |host, vbd| {
+            // Its memory is granted for as long as the guest lives, who forgets it.
+            std::mem::forget(host.connect(vbd));
+        },
+        |host, vbd| {
+            host.wait(vbd, "2");
+            host.set(&vbd.front, "state", "5");
+            host.wait(vbd, "5");
+        },
+        |host, vbd| {
+            host.wait(vbd, "2");
+            host.set(&vbd.front, "state", "6");
+            host.wait(vbd, "6");
+        },
+    ];
+    for before in befores {
+        for params in ["memory:1M", "/no/such.img"] {
+            let host = boot();
+            let vbd = host.attach(51712, params, "w");
+            if params == "memory:1M" {
+                before(&host, &vbd);
+            } else {
+                host.wait(&vbd, "5");
+            }
+            host.attach_instead(&vbd, "memory:2M", "r");
+            host.wait_for(&vbd, "sectors", "4096");
+            assert_eq!(host.get(&vbd.back, "info"), "4", "read-only");
+            drop(host.connect(&vbd));
+        }
+    }
 }
 
 #[test]

@@ -127,6 +127,16 @@ impl Host {
         vbd
     }
 
+    /// What a toolstack does that takes a disk away and attaches another in its place, at once.
+    pub(crate) fn attach_instead(&self, vbd: &Vbd, params: &str, mode: &str) {
+        make_after(
+            &self.store,
+            vbd,
+            &[("params", params), ("mode", mode)],
+            &[&vbd.back, &vbd.front],
+        );
+    }
+
     /// What xl does to take it away.
     pub(crate) fn detach(&self, vbd: &Vbd) {
         block_on(self.store.transaction(|tx| {
@@ -226,7 +236,15 @@ impl Host {
 
 /// Makes a vbd's nodes in one transaction, as libxl does.
 pub(crate) fn make(store: &Client, vbd: &Vbd, keys: &[(&str, &str)]) {
+    make_after(store, vbd, keys, &[]);
+}
+
+/// The same, after some nodes were removed.
+fn make_after(store: &Client, vbd: &Vbd, keys: &[(&str, &str)], removed: &[&String]) {
     block_on(store.transaction(|tx| async move {
+        for path in removed {
+            tx.remove(path).await?;
+        }
         let Vbd { key, back, front } = vbd;
         let guest = key.frontend.to_string();
         let usual = [
