@@ -50,6 +50,18 @@ expect() {
     test "$2" "$3" "$4" || fail "$1: expected $3 $4, got $2"
 }
 
+## quietly WORDS COMMAND...  the command must succeed, and complain of nothing: xl often does both
+quietly() {
+    _words=$1
+    shift
+    word "check: $_words"
+    _status=0
+    "$@" >/run/case/said 2>&1 || _status=$?
+    cat /run/case/said
+    [ "$_status" = 0 ] || fail "$_words: '$*' gave status $_status"
+    ! _complaint=$(grep -m 1 -iE 'error|timed out|fail' /run/case/said) || fail "$_words: '$*' said: $_complaint"
+}
+
 ## wait_for SECONDS WORDS COMMAND...   until the command succeeds
 wait_for() {
     now
@@ -88,8 +100,7 @@ create_guest() {
         [ $# = 0 ] || printf '%s\n' "$@"
     } >"/run/guests/$_guest.cfg"
     related "console/guest-$_guest.log"
-    word "create the guest $_guest"
-    xl create -q "/run/guests/$_guest.cfg" || fail "xl create $_guest gave status $?"
+    quietly "xl creates the guest $_guest" xl create -q "/run/guests/$_guest.cfg"
 }
 
 ## guest_is_up NAME      waits until the guest takes commands
@@ -160,14 +171,14 @@ start_in_guest() {
 
 ## guest_off NAME        shuts the guest down, and waits until it is gone
 guest_off() {
-    check "xl shuts $1 down" timeout -s KILL 150 xl shutdown -w "$1"
+    quietly "xl shuts $1 down" timeout -s KILL 150 xl shutdown -w "$1"
     wait_for 30 "$1 is gone" gone "$1"
     rm -f "/run/shared/$1"
 }
 
 ## destroy NAME          destroys the guest, and waits until it is gone
 destroy() {
-    check "xl destroys $1" timeout -s KILL 60 xl destroy "$1"
+    quietly "xl destroys $1" timeout -s KILL 60 xl destroy "$1"
     wait_for 30 "$1 is gone" gone "$1"
     rm -f "/run/shared/$1"
 }
@@ -190,9 +201,12 @@ daemon() {
     echo $! >"/run/case/daemons/$_daemon"
 }
 
+## pid_of NAME           the process of a daemon of this case
+pid_of() { cat "/run/case/daemons/$1"; }
+
 ## end_daemon NAME [SIGNAL]  ends it, and gives its status
 end_daemon() {
-    _pid=$(cat "/run/case/daemons/$1")
+    _pid=$(pid_of "$1")
     rm "/run/case/daemons/$1"
     kill "-${2:-TERM}" "$_pid" || fail "the daemon $1 has ended before"
     wait "$_pid"
@@ -205,24 +219,28 @@ xen_says() {
     xl dmesg
 }
 
-## grants_mapped         how many pages granted by guests domain 0 has mapped
+## grants_mapped [DOMID] how many pages granted by guests, or that one, domain 0 has mapped
 # The first eight references are reserved for the toolstack: console and xenstore.
 grants_mapped() {
-    xen_says g | awk '
-        $1 == "(XEN)" && $2 ~ /^\[0x[0-9a-f]+\]$/ && $3 == 0 && $2 !~ /^\[0x0*[0-7]\]$/ { n++ }
+    xen_says g | awk -v wanted="${1:+d$1}" '
+        /grant-table for remote/ { ours = wanted == "" || $5 == wanted }
+        ours && $1 == "(XEN)" && $2 ~ /^\[0x[0-9a-f]+\]$/ && $3 == 0 && $2 !~ /^\[0x0*[0-7]\]$/ { n++ }
         END { print n + 0 }'
 }
 
-## ports_bound           how many ports of domain 0 are bound to ports of guests
+## ports_bound [DOMID]   how many ports of domain 0 are bound to ports of guests, or that one
 ports_bound() {
-    xen_says e | awk '
+    xen_says e | awk -v wanted="${1:-[0-9]+}" '
         /Event channel information for domain/ { dom0 = /domain 0/ }
-        dom0 && / s=3 / && !/ d=0 / { n++ }
+        dom0 && / s=3 / && !/ d=0 / && $0 ~ " d=" wanted " " { n++ }
         END { print n + 0 }'
 }
 
-## backends              how many nodes of backends there are in domain 0
-backends() { xenstore-ls -f /local/domain/0/backend 2>/dev/null | wc -l; }
+## backends [DOMID]      how many nodes of backends there are in domain 0, for that guest
+backends() {
+    xenstore-ls -f /local/domain/0/backend 2>/dev/null |
+        grep -cE "^/local/domain/0/backend/[^/]*/${1:-[0-9]*}[ /]" || :
+}
 
-## leftovers             the three of them, to be compared: "grants=0 ports=0 backends=0"
-leftovers() { echo "grants=$(grants_mapped) ports=$(ports_bound) backends=$(backends)"; }
+## leftovers [DOMID]     the three of them: "grants=0 ports=0 backends=0"
+leftovers() { echo "grants=$(grants_mapped "$@") ports=$(ports_bound "$@") backends=$(backends "$@")"; }

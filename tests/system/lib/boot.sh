@@ -18,7 +18,7 @@ boot() {
     local folder shares=()
     mkfifo "$PIPES/console.in" "$PIPES/console.out"
     cat "$PIPES/console.out" >"$RESULTS/console.log" &
-    for folder in "system=$HERE" "programs=$PROGRAMS_DIR" "images=$IMAGES"; do
+    for folder in "system=$HERE" "programs=$PROGRAMS_DIR" "images=$IMAGES" "examples=$ROOT/examples/xl"; do
         shares+=(-virtfs "local,mount_tag=${folder%%=*},path=$(escape_commas "${folder#*=}"),security_model=none,readonly=on")
     done
     shares+=(-virtfs "local,mount_tag=results,path=$(escape_commas "$RESULTS"),security_model=none")

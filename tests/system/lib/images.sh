@@ -8,16 +8,17 @@
 # (over 9p), so that nothing is packed anew when they change.
 
 readonly DOM0_TOOLS=(
-    xl libxl-save-helper xenstored xenconsoled xen-init-dom0 lsevtchn
+    xl libxl-save-helper xenstored xenconsoled xen-init-dom0 lsevtchn e2fsck
     xenstore-chmod xenstore-exists xenstore-list xenstore-ls xenstore-read xenstore-rm xenstore-watch xenstore-write
 )
 readonly DOM0_MODULES=(
     9p 9pnet_virtio virtio_pci                        # this machine's folders
     xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs
-    brd loop ext4                                     # block devices to serve
+    loop                                              # block devices to serve
+    ext4 crc32c_generic                               # to look into images
     tun bridge
 )
-readonly GUEST_TOOLS=(e2fsck)
+readonly GUEST_TOOLS=(e2fsck mke2fs)
 readonly GUEST_MODULES=(xen-blkfront xen-netfront)
 
 # make_images: leaves them in $IMAGES.

@@ -3,6 +3,8 @@
 
 # PACKAGE PROGRAM of each. A new program is a line here.
 readonly PROGRAMS=(
+    "parapet parapet-blkback"
+    "parapet-tests seam-conformance"
 )
 
 # Like a release, but quicker to build; and arithmetic that overflows is a failure.

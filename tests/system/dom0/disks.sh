@@ -1,0 +1,166 @@
+# shellcheck shell=sh
+# The words of cases about disks, on top of those of lib.sh. The lines that begin with ## are the
+# reference.
+
+## blkback [VARIABLE=VALUE...]   starts our backend, and waits until it serves
+blkback() {
+    daemon blkback env "$@" parapet-blkback --log debug
+    wait_for 30 "our backend serves" parapet-blkback status
+}
+
+## known_disk NAME MIB   a disk with content that is nowhere else
+known_disk() { dd if=/dev/urandom "of=/disks/$1" bs=1M "count=$2" 2>/dev/null; }
+
+## line VDEV r|w TARGET [SCRIPT]   a disk, as xl has it
+line() { echo "format=raw, vdev=$1, access=$2, ${4:+script=$4, }target=$3"; }
+
+## attach GUEST VDEV r|w TARGET    to a running guest, and waits until that has it
+attach() {
+    quietly "xl attaches $2" xl block-attach "$1" "$(line "$2" "$3" "$4" block-parapet)"
+    in_guest "$1" "until [ -b /dev/$2 ]; do sleep 0.1; done"
+}
+
+## detach GUEST VDEV
+detach() { quietly "xl detaches $2" timeout -s KILL 60 xl block-detach "$1" "$2"; }
+
+## vbd VDEV              the number of a disk: 51712 for xvda
+vbd() { echo $((51712 + 16 * ($(printf '%d' "'${1#xvd}") - 97))); }
+
+## node GUEST back|front VDEV      the directory of one of a disk's ends in the xenstore
+node() {
+    case $2 in
+    back) echo "/local/domain/0/backend/vbd/$(xl domid "$1")/$(vbd "$3")" ;;
+    front) echo "/local/domain/$(xl domid "$1")/device/vbd/$(vbd "$3")" ;;
+    esac
+}
+
+## paused_guest NAME LINE...  a guest that never runs, with these disks: its frontends say what we write
+paused_guest() {
+    _name=$1
+    shift
+    # Any kernel will do: this one is quick to load.
+    printf 'name = "%s"\ntype = "pvh"\nkernel = "/images/xen.elf"\nmemory = 32\ndisk = [\n' "$_name" >/run/case/paused.cfg
+    printf "'%s',\n" "$@" >>/run/case/paused.cfg
+    echo ']' >>/run/case/paused.cfg
+    quietly "xl creates the guest $_name, paused" xl create -q -p /run/case/paused.cfg
+}
+
+## state_is GUEST back|front VDEV STATE   whether it is; for wait_for
+state_is() { [ "$(xenstore-read "$(node "$1" "$2" "$3")/state")" = "$4" ]; }
+
+## counters GUEST VDEV   what our backend has counted: "N reads, N sectors; N writes, N sectors; N flushes"
+counters() {
+    _n='{"requests":\([0-9]*\),"sectors":\([0-9]*\)'
+    parapet-blkback status --json | sed 's/{"frontend"/\n&/g' |
+        sed -n "s/^{\"frontend\":$(xl domid "$1"),\"number\":$(vbd "$2"),.*\"reads\":$_n.*\"writes\":$_n.*\"flushes\":$_n.*/\1 reads, \2 sectors; \3 writes, \4 sectors; \5 flushes/p" |
+        tail -n 1
+}
+
+## counted_by GUEST VDEV  the same, as the guest's kernel has counted it, once nothing is under way
+# Linux counts a flush of its own, as fsync makes one, as a write of no sectors, too.
+counted_by() {
+    in_guest "$1" "sync
+        until read -r r w </sys/block/$2/inflight && [ \$r\$w = 00 ]; do sleep 0.1; done
+        set -- \$(cat /sys/block/$2/stat)
+        echo \$1 reads, \$3 sectors\\; \$((\$5 - \${16})) writes, \$7 sectors\\; \${16} flushes"
+}
+
+## sum FILE              of a file in domain 0
+sum() { sha256sum <"$1"; }
+
+## sum_in GUEST FILE     of a file or disk in a guest, read anew
+sum_in() { in_guest "$1" "sync; echo 3 >/proc/sys/vm/drop_caches; sha256sum <$2"; }
+
+## io_under_way GUEST VDEV    reads and writes that go on in a guest, and are seen to
+io_under_way() {
+    start_in_guest "$1" "
+        touch /tmp/io
+        while [ -e /tmp/io ]; do dd if=/dev/urandom of=/dev/$2 bs=64k count=32 conv=fsync,notrunc; done &
+        while [ -e /tmp/io ]; do dd if=/dev/$2 of=/dev/null bs=64k count=32 iflag=direct; done
+        wait"
+    for _ in 1 2; do
+        _counted=$(counters "$1" "$2")
+        wait_for 60 "I/O is under way" moves "$1" "$2" "$_counted"
+    done
+}
+# Reads and writes both: the first word of the counters that differs is not enough.
+moves() {
+    _now_counted=$(counters "$1" "$2")
+    [ "${_now_counted%%;*}" != "${3%%;*}" ] && [ "${_now_counted#*;}" != "${3#*;}" ]
+}
+
+## reads_and_writes GUEST VDEV FILE   size, content, writes, a flush; and both ends count the same
+reads_and_writes() {
+    expect "the size of $2" "$(in_guest "$1" "blockdev --getsize64 /dev/$2")" = "$(wc -c <"$3")"
+    expect "what $2 holds" "$(sum_in "$1" "/dev/$2")" = "$(sum "$3")"
+    _counted=$(counters "$1" "$2")
+    check "write to $2, and flush" in_guest "$1" \
+        "dd if=/dev/urandom of=/tmp/new bs=64k count=32 && dd if=/tmp/new of=/dev/$2 bs=64k seek=16 conv=fsync,notrunc"
+    expect "what $3 holds then, where it was written" \
+        "$(dd "if=$3" bs=64k skip=16 count=32 2>/dev/null | sha256sum)" = "$(sum_in "$1" /tmp/new)"
+    expect "what all of $3 holds" "$(sum "$3")" = "$(sum_in "$1" "/dev/$2")"
+    expect "flushes" "$(flushes "$(counters "$1" "$2")")" -gt "$(flushes "$_counted")"
+    counts_agree "$1" "$2"
+}
+flushes() { echo "$1" | sed 's/.* \([0-9]*\) flushes/\1/'; }
+
+## counts_agree GUEST VDEV    our backend has counted what the guest did, exactly
+# Not for a disk with a journal on it: that has writes that flush, which Linux counts as one.
+counts_agree() {
+    _counted=$(counted_by "$1" "$2")
+    expect "what was counted of $2" "$(counters "$1" "$2")" = "$_counted"
+}
+
+# mke2fs by its path, since the shell has a lesser one of its own.
+## keeps_files GUEST VDEV FILE ext2|ext4   a file system that both the guest and domain 0 find right
+keeps_files() {
+    check "make $4, and copy files" in_guest "$1" "
+        /bin/mke2fs -q -F -t $4 /dev/$2 && mount -t $4 /dev/$2 /mnt && cp -r /lib /mnt &&
+        (cd /mnt && find lib -type f -exec sha256sum {} + >sums) && umount /mnt"
+    check "the guest finds the file system clean" in_guest "$1" "e2fsck -f -n /dev/$2"
+    check "the guest finds its files" in_guest "$1" "
+        echo 3 >/proc/sys/vm/drop_caches
+        mount -t $4 -o ro /dev/$2 /mnt && cd /mnt && sha256sum -c sums >/tmp/sums && cd / && umount /mnt"
+    check "domain 0 finds the file system clean" e2fsck -f -n "$3"
+    modprobe -a loop crc32c_generic ext4
+    mount -t "$4" -o loop,ro "$3" /mnt || fail "domain 0 cannot mount $3"
+    (cd /mnt && sha256sum -c sums >/run/case/sums) || fail "files in $3: $(grep -v OK /run/case/sums)"
+    umount /mnt
+    expect "how many files there are" "$(wc -l </run/case/sums)" -gt 5
+}
+
+## refuses_writes GUEST VDEV FILE     of a read-only disk
+refuses_writes() {
+    _before=$(sum "$3")
+    expect "what the guest knows of $2" "$(in_guest "$1" "cat /sys/block/$2/ro")" = 1
+    refuse "a write to $2" in_guest "$1" "dd if=/dev/zero of=/dev/$2 bs=4k count=1 conv=fsync,notrunc"
+    refuse "a mount of $2 to write" in_guest "$1" "mount -t ext2 -o rw /dev/$2 /mnt"
+    expect "what $2 holds" "$(sum_in "$1" "/dev/$2")" = "$_before"
+    expect "what $3 holds" "$(sum "$3")" = "$_before"
+}
+
+## both_at_once GUEST VDEV FILE VDEV FILE    two disks written and read at the same time
+both_at_once() {
+    check "write to $2 and $4 at once" in_guest "$1" "
+        for disk in $2 $4; do
+            dd if=/dev/urandom of=/tmp/\$disk bs=64k count=32 2>/dev/null
+            { dd if=/tmp/\$disk of=/dev/\$disk bs=16k conv=fsync,notrunc
+            echo \$? >/tmp/\$disk.status; } &
+        done
+        wait; [ \"\$(cat /tmp/$2.status /tmp/$4.status)\" = \"\$(printf '0\n0')\" ]"
+    in_guest "$1" "echo 3 >/proc/sys/vm/drop_caches
+        for disk in $2 $4; do dd if=/dev/\$disk bs=16k count=128 2>/dev/null | sha256sum >/tmp/\$disk.read & done; wait"
+    for _pair in "$2 $3" "$4 $5"; do
+        _disk=${_pair% *}
+        _written=$(sum_in "$1" "/tmp/$_disk")
+        expect "what was read of $_disk" "$(in_guest "$1" "cat /tmp/$_disk.read")" = "$_written"
+        expect "what ${_pair#* } holds" "$(head -c 2097152 "${_pair#* }" | sha256sum)" = "$_written"
+    done
+    in_guest "$1" "rm /tmp/$2* /tmp/$4*"
+}
+
+## stop_io GUEST         ends what io_under_way began, of which nothing may have failed
+stop_io() {
+    in_guest "$1" "rm /tmp/io; while pgrep dd; do sleep 0.1; done >/dev/null"
+    refuse "the guest saw an error" in_guest "$1" "grep -v records /tmp/background.log"
+}
