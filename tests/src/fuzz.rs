@@ -8,7 +8,7 @@ use parapet_blkback::request::{self, Layout, X86_32, X86_64};
 use parapet_hypervisor::memory::{PAGE_SIZE, Scratch};
 use parapet_ring::{Back, Front, Own};
 use parapet_xen_sys::{DomId, Errno, Port};
-use parapet_xenstore::server::{Server, World};
+use parapet_xenstore::server::{Life, Server, World};
 use parapet_xenstore::store::{ClientId, Limits, Store};
 use parapet_xenstore::wire::Decoder;
 use zerocopy::FromBytes;
@@ -29,8 +29,11 @@ pub const TARGETS: [(&str, Target); 5] = [
 struct FourDomains;
 
 impl World for FourDomains {
-    fn exists(&self, domid: DomId) -> bool {
-        domid.0 < 4
+    fn life(&self, domid: DomId) -> Life {
+        match domid.0 {
+            0..4 => Life::Running,
+            _ => Life::Gone,
+        }
     }
 
     fn connect(&mut self, _: ClientId, domid: DomId, _: Port) -> Result<(), Errno> {

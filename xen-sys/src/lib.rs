@@ -60,6 +60,7 @@
 
 pub mod abi;
 mod domain;
+pub mod domctl;
 pub mod errno;
 pub mod event_channel;
 pub mod grant_table;
@@ -70,6 +71,7 @@ pub mod memory;
 pub mod sched;
 pub mod shared_info;
 pub mod start_info;
+pub mod sysctl;
 pub mod vcpu;
 
 pub use abi::UnknownValue;
@@ -94,6 +96,8 @@ pub const CLAIMS: &[abi::Header] = &[
     memory::HEADER,
     sched::HEADER,
     vcpu::HEADER,
+    domctl::HEADER,
+    sysctl::HEADER,
     io::ring::HEADER,
     io::blkif::HEADER,
     io::blkif::HEADER_X86_32,

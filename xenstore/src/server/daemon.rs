@@ -19,12 +19,12 @@ use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
 
-use parapet_hypervisor::seam::{Access, Guest};
+use parapet_hypervisor::seam::{Access, Events, Grants, Guest};
 use parapet_ring::Peer;
 use parapet_xen_sys::io::xs_wire::{RING_SIZE, RingError};
 use parapet_xen_sys::{DomId, Errno, GrantRef, Port};
 
-use super::{Server, World};
+use super::{Life, Server, World};
 use crate::mailbox::Mailbox;
 use crate::store::{ClientId, Store};
 use crate::transport::{Broken, Pipe, RingTransport, Transport};
@@ -66,15 +66,69 @@ struct Connection {
     waker: Waker,
 }
 
-/// The connections, and the way to new ones.
-struct Hub<G> {
+/// The domains of the host that a xenstored serves.
+pub trait Domains: Send + Unpin + 'static {
+    /// How a domain fares.
+    fn life(&self, domid: DomId) -> Life;
+
+    /// Connects to a domain's xenstore page, which it granted to us as grant 1, and to its `port`.
+    ///
+    /// # Errors
+    /// What is answered to who asked for it: `EINVAL` as a rule.
+    fn connect(&mut self, domid: DomId, port: Port) -> Result<Box<dyn Transport>, Errno>;
+}
+
+/// A domain's connection, by its grant 1 and its `port`, for a xenstored in the domain `place`.
+///
+/// # Errors
+/// `EINVAL`; the reason is in the log.
+pub fn connect_by_grant<P>(place: &P, domid: DomId, port: Port) -> Result<Box<dyn Transport>, Errno>
+where
+    P: Grants + Events,
+    P::Mapping: Unpin + 'static,
+    P::Channel: 'static,
+{
+    let refused = |error: &dyn core::fmt::Display| {
+        log::warn!("domain {domid} cannot be connected: {error}");
+        Errno::EINVAL
+    };
+    let grants = [GrantRef::RESERVED_XENSTORE];
+    let page = place.map(domid, &grants, Access::ReadWrite);
+    let page = page.map_err(|error| refused(&error))?;
+    let page = Peer::new(page).map_err(|_| refused(&"its page is read-only"))?;
+    let channel = place.bind(domid, port);
+    let channel = channel.map_err(|error| refused(&error))?;
+    let transport = RingTransport::host(page, channel).map_err(|error| refused(&error))?;
+    Ok(Box::new(transport))
+}
+
+/// Domains whose end the host tells by [`Handle::shut_down`] and [`Handle::release`].
+struct Told<G> {
     guest: G,
     exists: Box<dyn Fn(DomId) -> bool + Send>,
+}
+
+impl<G: Guest> Domains for Told<G> {
+    fn life(&self, domid: DomId) -> Life {
+        match (self.exists)(domid) {
+            true => Life::Running,
+            false => Life::Gone,
+        }
+    }
+
+    fn connect(&mut self, domid: DomId, port: Port) -> Result<Box<dyn Transport>, Errno> {
+        connect_by_grant(&self.guest, domid, port)
+    }
+}
+
+/// The connections, and the way to new ones.
+struct Hub {
+    domains: Box<dyn Domains>,
     connections: BTreeMap<ClientId, Connection>,
     door: Door,
 }
 
-impl<G: Guest> Hub<G> {
+impl Hub {
     fn add(&mut self, client: ClientId, transport: Box<dyn Transport>) {
         let bell = Arc::new(Doorbell {
             client,
@@ -91,24 +145,16 @@ impl<G: Guest> Hub<G> {
     }
 }
 
-impl<G: Guest> World for Hub<G> {
-    fn exists(&self, domid: DomId) -> bool {
-        (self.exists)(domid)
+impl World for Hub {
+    fn life(&self, domid: DomId) -> Life {
+        self.domains.life(domid)
     }
 
     fn connect(&mut self, client: ClientId, domid: DomId, port: Port) -> Result<(), Errno> {
-        let refused = |error: &dyn core::fmt::Display| {
-            log::warn!("domain {domid} cannot be connected: {error}");
-            Errno::EINVAL
-        };
-        let grants = [GrantRef::RESERVED_XENSTORE];
-        let page = self.guest.map(domid, &grants, Access::ReadWrite);
-        let page = page.map_err(|error| refused(&error))?;
-        let page = Peer::new(page).map_err(|_| refused(&"its page is read-only"))?;
-        let channel = self.guest.bind(domid, port);
-        let channel = channel.map_err(|error| refused(&error))?;
-        let transport = RingTransport::host(page, channel).map_err(|error| refused(&error))?;
-        self.add(client, Box::new(transport));
+        // A port that is bound cannot be bound again: what was there goes first.
+        self.connections.remove(&client);
+        let transport = self.domains.connect(domid, port)?;
+        self.add(client, transport);
         Ok(())
     }
 
@@ -128,6 +174,7 @@ enum Command {
     Introduce(DomId, Port, Arc<Mailbox<Result<(), Errno>>>),
     ShutDown(DomId),
     Release(DomId),
+    LookAround,
     Connect(Box<dyn Transport>),
 }
 
@@ -165,6 +212,12 @@ impl Handle {
         self.order(Command::Release(domid));
     }
 
+    /// Something has happened to some domain: looks at how each fares, and does for those that
+    /// have shut down or are gone what [`Handle::shut_down`] and [`Handle::release`] do.
+    pub fn look_around(&self) {
+        self.order(Command::LookAround);
+    }
+
     /// Serves one more local client, which may do everything.
     pub fn serve(&self, transport: impl Transport + 'static) {
         self.order(Command::Connect(Box::new(transport)));
@@ -179,25 +232,31 @@ impl Handle {
 }
 
 /// xenstored, serving the domains and local clients that its [`Handle`] tells it of.
-pub struct Daemon<G> {
+pub struct Daemon {
     server: Server,
-    hub: Hub<G>,
+    hub: Hub,
     commands: Arc<Mailbox<Command>>,
 }
 
-impl<G: Guest> Daemon<G> {
-    /// A xenstored that runs in `guest`, and asks `exists` whether there is a domain.
+impl Daemon {
+    /// A xenstored that runs in `guest`, and asks `exists` whether there is a domain. The host tells
+    /// of a domain's end.
     pub fn new(
-        guest: G,
+        guest: impl Guest,
         store: Store,
         exists: impl Fn(DomId) -> bool + Send + 'static,
     ) -> (Self, Handle) {
+        let exists = Box::new(exists);
+        Daemon::of(store, Told { guest, exists })
+    }
+
+    /// A xenstored for these domains.
+    pub fn of(store: Store, domains: impl Domains) -> (Self, Handle) {
         let commands = Mailbox::new();
         let daemon = Daemon {
             server: Server::new(store),
             hub: Hub {
-                guest,
-                exists: Box::new(exists),
+                domains: Box::new(domains),
                 connections: BTreeMap::new(),
                 door: Mailbox::new(),
             },
@@ -237,6 +296,7 @@ impl<G: Guest> Daemon<G> {
             }
             Command::ShutDown(domid) => self.server.shut_down(domid),
             Command::Release(domid) => self.server.release(domid, &mut self.hub),
+            Command::LookAround => self.server.look_around(&mut self.hub),
             Command::Connect(transport) => {
                 let client = self.server.connect_local();
                 self.hub.add(client, transport);
@@ -286,11 +346,7 @@ impl<G: Guest> Daemon<G> {
 }
 
 /// Sends, serves and receives once each. Whether anything moved.
-fn exchange<G: Guest>(
-    server: &mut Server,
-    client: ClientId,
-    hub: &mut Hub<G>,
-) -> Result<bool, Broken> {
+fn exchange(server: &mut Server, client: ClientId, hub: &mut Hub) -> Result<bool, Broken> {
     let mut moved = false;
     if let Some(connection) = hub.connections.get_mut(&client) {
         while !server.output(client).is_empty() {
@@ -314,7 +370,7 @@ fn exchange<G: Guest>(
     Ok(moved)
 }
 
-impl<G> Drop for Daemon<G> {
+impl Drop for Daemon {
     fn drop(&mut self) {
         self.commands.close();
         refuse(&self.commands);

@@ -39,10 +39,21 @@ use crate::store::{Caller, ClientId, Event, SpecialEvent, Store};
 use crate::wire::Decoder;
 use output::{Debt, Output};
 
+/// How a domain fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// It is there.
+    Running,
+    /// It is there, and has shut down or crashed.
+    ShutDown,
+    /// It is being destroyed, or there is none.
+    Gone,
+}
+
 /// What a server asks of the place it runs in.
 pub trait World {
-    /// Whether there is such a domain, introduced or not.
-    fn exists(&self, domid: DomId) -> bool;
+    /// How a domain fares, introduced or not.
+    fn life(&self, domid: DomId) -> Life;
 
     /// Connects to a domain's xenstore page (grant 1) and to its `port`; from then on that is
     /// the connection `client`. If it is connected already, it only gets another port.
@@ -316,6 +327,19 @@ impl Server {
             self.store.announce(SpecialEvent::Release, domid);
         }
         self.deliver(None);
+    }
+
+    /// Something has happened to some domain: does for each what [`Server::shut_down`] or
+    /// [`Server::release`] does, if it is so.
+    pub fn look_around(&mut self, world: &mut impl World) {
+        for domid in self.store.known() {
+            match world.life(domid) {
+                _ if domid == DomId::ZERO => {}
+                Life::Running => {}
+                Life::ShutDown => self.shut_down(domid),
+                Life::Gone => self.release(domid, world),
+            }
+        }
     }
 
     // ---- events

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use parapet_xen_sys::io::xs_wire::{Operation, PAYLOAD_MAX};
 use parapet_xen_sys::{DomId, Errno};
 
-use super::{Server, World};
+use super::{Life, Server, World};
 use crate::store::{ClientId, Event, Path, Special};
 use crate::wire::{self, Message, Request};
 use crate::{Permission, TransactionId};
@@ -214,7 +214,7 @@ impl Server {
         world: &impl World,
     ) -> Result<Answer, Errno> {
         for domid in permissions.iter().map(|entry| entry.domid) {
-            if domid.is_domain() && !self.store.knows(domid) && world.exists(domid) {
+            if domid.is_domain() && !self.store.knows(domid) && world.life(domid) != Life::Gone {
                 self.store.know(domid);
             }
         }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use parapet_hypervisor::seam::{Backend, Channel};
+use parapet_hypervisor::seam::{Channel, Clock, HostDescriptors};
 
 use super::daemon::Handle;
 use crate::host::SocketTransport;
@@ -17,11 +17,15 @@ const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// The listener cannot be waited for.
-pub fn accept<B: Backend>(
-    place: B,
+pub fn accept<P>(
+    place: P,
     listener: UnixListener,
     xenstored: Handle,
-) -> io::Result<impl Future<Output = ()> + Send + 'static> {
+) -> io::Result<impl Future<Output = ()> + Send + 'static>
+where
+    P: HostDescriptors + Clock + Send + Sync + 'static,
+    P::Channel: 'static,
+{
     listener.set_nonblocking(true)?;
     let incoming = place.bind_descriptor(listener.as_fd())?;
     Ok(async move {

@@ -19,13 +19,17 @@ use crate::testing::Place;
 use crate::transport::{Broken, Pipe, Transport};
 use crate::wire::{self, Message, Request};
 
-/// Domains 1 to 9 exist; what is asked of it is noted.
+/// Domains 1 to 9 run, unless it says otherwise here; what is asked of it is noted.
 #[derive(Default)]
-struct Fake(Vec<String>);
+struct Fake(Vec<String>, BTreeMap<DomId, Life>);
 
 impl World for Fake {
-    fn exists(&self, domid: DomId) -> bool {
-        domid.0 < 10
+    fn life(&self, domid: DomId) -> Life {
+        match self.1.get(&domid) {
+            Some(&life) => life,
+            None if domid.0 < 10 => Life::Running,
+            None => Life::Gone,
+        }
     }
 
     fn connect(&mut self, client: ClientId, domid: DomId, port: Port) -> Result<(), Errno> {
@@ -316,6 +320,42 @@ fn domains_come_and_go_and_who_watches_is_told() {
     bench.ask(bench.local, 0, &Request::Resume(DOMAIN)).unwrap();
     bench.server.shut_down(DOMAIN);
     assert_eq!(bench.events(bench.local), ["@releaseDomain\0t\0"]);
+}
+
+#[test]
+fn a_look_around_finds_who_shut_down_and_who_is_gone() {
+    let mut bench = Bench::new();
+    bench
+        .ask(bench.local, 0, &watch(b"@releaseDomain"))
+        .unwrap();
+    bench.events(bench.local);
+    // A domain that is not introduced, but owns a node.
+    let node = b"/local/domain/6".as_slice();
+    let permissions = vec![Permission::none(DomId(6))];
+    let path = node;
+    bench.ask(bench.local, 0, &Request::Mkdir(node)).unwrap();
+    bench
+        .ask(bench.local, 0, &Request::SetPerms { path, permissions })
+        .unwrap();
+    let look = |bench: &mut Bench, domid: DomId, life: Life| {
+        bench.world.1.insert(domid, life);
+        bench.server.look_around(&mut bench.world);
+        bench.events(bench.local)
+    };
+    assert!(look(&mut bench, DOMAIN, Life::Running).is_empty());
+    let release = ["@releaseDomain\0t\0"];
+    assert_eq!(look(&mut bench, DOMAIN, Life::ShutDown), release);
+    assert!(look(&mut bench, DOMAIN, Life::ShutDown).is_empty());
+    assert!(bench.server.is_connected(bench.guest));
+    assert_eq!(look(&mut bench, DOMAIN, Life::Gone), release);
+    assert!(!bench.server.is_connected(bench.guest));
+    assert!(look(&mut bench, DOMAIN, Life::Gone).is_empty());
+
+    assert!(look(&mut bench, DomId(6), Life::ShutDown).is_empty());
+    bench.ask(bench.local, 0, &Request::Read(node)).unwrap();
+    assert!(look(&mut bench, DomId(6), Life::Gone).is_empty());
+    let read = bench.ask(bench.local, 0, &Request::Read(node));
+    assert_eq!(read, Err(Errno::ENOENT));
 }
 
 #[test]

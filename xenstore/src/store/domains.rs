@@ -85,6 +85,10 @@ impl Domains {
         self.0.remove(&domid);
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = DomId> {
+        self.0.keys().copied()
+    }
+
     pub(super) fn is_known(&self, domid: DomId) -> bool {
         self.0.contains_key(&domid)
     }

@@ -214,6 +214,11 @@ impl Store {
         self.domains.is_known(domid)
     }
 
+    /// The domains that were noted and are not gone.
+    pub fn known(&self) -> Vec<DomId> {
+        self.domains.all().collect()
+    }
+
     /// What a domain uses of its quotas.
     pub fn usage(&self, domid: DomId) -> Usage {
         self.domains.usage(domid)
