@@ -10,16 +10,16 @@ use std::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
 use parapet_xen_sys::DomId;
-use parapet_xen_sys::event_channel::Port;
+use parapet_xen_sys::event_channel::{Port, Virq};
 use parapet_xen_sys::linux::evtchn::{
-    BIND_INTERDOMAIN, BIND_UNBOUND_PORT, BindInterdomain, BindUnboundPort, NOTIFY, Notify, UNBIND,
-    Unbind,
+    BIND_INTERDOMAIN, BIND_UNBOUND_PORT, BIND_VIRQ, BindInterdomain, BindUnboundPort, BindVirq,
+    NOTIFY, Notify, UNBIND, Unbind,
 };
 use zerocopy::IntoBytes;
 
 use super::device::{self, Argument, Device};
-use super::errno;
 use super::worker::Workers;
+use super::{NotReady, errno};
 use crate::seam::{self, EventError};
 use crate::wait::lock;
 
@@ -36,6 +36,11 @@ unsafe impl Argument for BindInterdomain {
 // SAFETY: `struct ioctl_evtchn_unbind`, numbers only.
 unsafe impl Argument for Unbind {
     const IOCTL: u32 = UNBIND;
+}
+
+// SAFETY: `struct ioctl_evtchn_bind_virq`, a number.
+unsafe impl Argument for BindVirq {
+    const IOCTL: u32 = BIND_VIRQ;
 }
 
 // SAFETY: `struct ioctl_evtchn_notify`, numbers only.
@@ -150,6 +155,20 @@ impl Channel {
                 EventError::NoSuchPort { domid: peer, port }
             }
             _ => refused(&error),
+        })
+    }
+
+    pub(super) fn of_virq(workers: &Arc<Workers>, virq: Virq) -> Result<Self, NotReady> {
+        // The device itself first, for what the host may lack.
+        drop(device::EVTCHN.open_checked()?);
+        let mut call = BindVirq { virq: virq.into() };
+        Channel::of_port(workers, &mut call).map_err(|error| match error.raw_os_error() {
+            Some(libc::EEXIST) => NotReady::VirqTaken(virq),
+            Some(libc::EPERM) => NotReady::NotPrivileged,
+            _ => NotReady::Host {
+                what: format!("the event {virq:?}"),
+                error,
+            },
         })
     }
 

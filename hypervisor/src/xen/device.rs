@@ -23,20 +23,34 @@ use crate::seam::Access;
 /// A device's place and the module that makes it.
 pub(super) struct Name {
     path: &'static str,
-    module: &'static str,
+    /// None makes it: the kernel has it in domain 0, or not at all.
+    module: Option<&'static str>,
 }
 
 pub(super) const GNTDEV: Name = Name {
     path: "/dev/xen/gntdev",
-    module: "xen-gntdev",
+    module: Some("xen-gntdev"),
 };
 pub(super) const GNTALLOC: Name = Name {
     path: "/dev/xen/gntalloc",
-    module: "xen-gntalloc",
+    module: Some("xen-gntalloc"),
 };
 pub(super) const EVTCHN: Name = Name {
     path: "/dev/xen/evtchn",
-    module: "xen-evtchn",
+    module: Some("xen-evtchn"),
+};
+pub(super) const PRIVCMD: Name = Name {
+    path: "/dev/xen/privcmd",
+    module: Some("xen-privcmd"),
+};
+/// Memory for hypercalls.
+pub(super) const HYPERCALL: Name = Name {
+    path: "/dev/xen/hypercall",
+    module: Some("xen-privcmd"),
+};
+pub(super) const XENBUS_BACKEND: Name = Name {
+    path: "/dev/xen/xenbus_backend",
+    module: None,
 };
 
 impl Name {
@@ -54,23 +68,27 @@ impl Name {
         let path = || Path::new(self.path).to_owned();
         self.open().map_err(|error| match error.kind() {
             ErrorKind::NotFound if !is_xen() => NotReady::NoXen { missing: path() },
-            ErrorKind::NotFound => NotReady::NoModule {
-                missing: path(),
-                module: self.module,
-            },
+            ErrorKind::NotFound => self.not_there(),
             ErrorKind::PermissionDenied => NotReady::NoPermission { path: path() },
             // A device node that was left behind, without a driver under it.
             _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
-                NotReady::NoModule {
-                    missing: path(),
-                    module: self.module,
-                }
+                self.not_there()
             }
             _ => NotReady::Host {
                 what: self.path.into(),
                 error,
             },
         })
+    }
+
+    fn not_there(&self) -> NotReady {
+        match self.module {
+            Some(module) => NotReady::NoModule {
+                missing: Path::new(self.path).to_owned(),
+                module,
+            },
+            None => NotReady::NotPrivileged,
+        }
     }
 }
 
@@ -251,6 +269,11 @@ impl Area {
             log::error!("memory was lost in a move, and nothing can go on: {error}");
             std::process::abort();
         }
+    }
+
+    /// Where it is, for who follows addresses.
+    pub(super) fn address(&self) -> u64 {
+        self.start.addr().get() as u64
     }
 
     pub(super) fn pages(&self) -> usize {

@@ -4,6 +4,8 @@
 //!   Grants: map, copy ──────────────► /dev/xen/gntdev     ioctl, mmap
 //!   Grants: grant ──────────────────► /dev/xen/gntalloc   ioctl, mmap
 //!   Events ─────────────────────────► /dev/xen/evtchn     one descriptor a channel
+//!   Domains: what each does ────────► /dev/xen/privcmd    hypercalls, for domain 0
+//!   KernelXenstore ─────────────────► /dev/xen/xenbus_backend
 //!
 //!   worker threads, one executor each; a task stays on the one it was started on
 //!     ready queue ─► poll ─► … ─► nothing to do ─► epoll: channels, descriptors, timers
@@ -23,10 +25,13 @@
 mod channel;
 mod copy;
 mod device;
+mod domains;
 mod granting;
+mod kernel;
 mod mapping;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod worker;
 
 use std::future::Future;
@@ -37,20 +42,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use parapet_xen_sys::DomId;
-use parapet_xen_sys::event_channel::Port;
+use parapet_xen_sys::event_channel::{Port, Virq};
 use parapet_xen_sys::grant_table::GrantRef;
 
 pub use channel::Channel;
+pub use domains::Domains;
 pub use granting::{Grant, Pages};
+pub use kernel::KernelXenstore;
 pub use mapping::{LastWords, Mapping};
+pub use threads::Threads;
 
 use crate::seam::{
     Access, Clock, CopyOp, EventError, Events, GrantError, Grants, HostDescriptors, Identity,
     Instant, MapError, Memory, OutOfMemory, Tasks,
 };
-use crate::wait::Sleep;
 use device::Device;
-use worker::Workers;
 
 /// Why this process cannot take part in a Xen host.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +87,21 @@ pub enum NotReady {
         /// The device.
         path: PathBuf,
     },
+    /// This is a domain like any other.
+    #[error("this is not domain 0, nor another that may manage the host's domains")]
+    NotPrivileged,
+    /// Xen tells one process of all, and that is another.
+    #[error(
+        "another process has {0:?}, by which Xen tells of domains that end: is another xenstored \
+         running? It cannot be replaced before the host is booted again"
+    )]
+    VirqTaken(Virq),
+    /// A version of Xen that is older or newer than those known.
+    #[error(
+        "this Xen tells of its domains in a way that is not known here (its sysctl interface is \
+         not that of Xen 4.16 to 4.21)"
+    )]
+    UnknownXen,
     /// Something else, of the host's.
     #[error("{what} cannot be used: {error}")]
     Host {
@@ -101,7 +122,7 @@ pub struct Xen(Arc<Inner>);
 struct Inner {
     domid: DomId,
     gntdev: Arc<Device>,
-    workers: Arc<Workers>,
+    threads: Threads,
 }
 
 impl Xen {
@@ -123,15 +144,17 @@ impl Xen {
         let gntdev = Arc::new(device::GNTDEV.open_checked()?);
         // Each channel opens its own later: better to hear of it now.
         drop(device::EVTCHN.open_checked()?);
-        let workers = Workers::start(workers.max(1)).map_err(|error| NotReady::Host {
-            what: "a thread".into(),
-            error,
-        })?;
+        let threads = Threads::start(workers)?;
         Ok(Xen(Arc::new(Inner {
             domid,
             gntdev,
-            workers,
+            threads,
         })))
+    }
+
+    /// The worker threads.
+    pub fn threads(&self) -> &Threads {
+        &self.0.threads
     }
 }
 
@@ -195,32 +218,32 @@ impl Events for Xen {
     type Channel = Channel;
 
     fn alloc_unbound(&self, peer: DomId) -> Result<Channel, EventError> {
-        Channel::alloc_unbound(&self.0.workers, peer)
+        self.0.threads.alloc_unbound(peer)
     }
 
     fn bind(&self, peer: DomId, port: Port) -> Result<Channel, EventError> {
-        Channel::bind(&self.0.workers, peer, port)
+        self.0.threads.bind(peer, port)
     }
 }
 
 impl HostDescriptors for Xen {
     fn bind_descriptor(&self, descriptor: BorrowedFd<'_>) -> io::Result<Channel> {
-        Channel::of_descriptor(&self.0.workers, descriptor)
+        self.0.threads.bind_descriptor(descriptor)
     }
 }
 
 impl Clock for Xen {
     fn now(&self) -> Instant {
-        self.0.workers.now()
+        self.0.threads.now()
     }
 
     fn sleep_until(&self, when: Instant) -> impl Future<Output = ()> + Send + 'static {
-        Sleep::new(Arc::clone(&self.0.workers), when)
+        self.0.threads.sleep_until(when)
     }
 }
 
 impl Tasks for Xen {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.0.workers.spawn(task);
+        self.0.threads.spawn(task);
     }
 }
