@@ -6,7 +6,9 @@ use crate::measure::{CpuScope, Queue, Sample, closed_loop};
 use crate::placement::{Cores, Placement};
 use crate::workload::{Disk, Workload};
 use anyhow::{Context, Result, anyhow, bail};
+use parapet_blkback::grants::PERSISTENT_PAGES;
 use parapet_blkback::image::{Access as ImageAccess, Spec};
+use parapet_blkback::limit::Limit;
 use parapet_blkback::queue::{Queue as Back, QueueSetup};
 use parapet_blkback::request::X86_64;
 use parapet_blkback::stats::QueueStats;
@@ -78,9 +80,10 @@ impl Contender for Halves {
             ring: Peer::new(ring).map_err(|_| anyhow!("the ring was mapped read-only"))?,
             channel: dom0.bind(guest.domid(), queue.front.port())?,
             image: image(&workload.disk)?.open(ImageAccess::ReadOnly)?,
-            persistent: true,
+            persistent: PERSISTENT_PAGES,
             poll: if polls { FOR_EVER } else { Duration::ZERO },
             stats,
+            complaints: Limit::new("the benchmark"),
         })?;
         let (result, backend_result) = mpsc::channel();
         let guest_result = result.clone();

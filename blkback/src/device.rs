@@ -27,7 +27,8 @@
 mod connection;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parapet_hypervisor::seam::{self, EventError, MapError};
@@ -36,8 +37,9 @@ use parapet_xen_sys::{DomId, Errno};
 use parapet_xenstore::client::{self, Client};
 use parapet_xenstore::xenbus::{self, Backend, Closed, Closing, End, InitWait, Initialising, Keys};
 
+use crate::budget::Budget;
 use crate::image::{Access, OpenError, Spec, SpecError};
-use crate::limit::Limit;
+use crate::limit::{Limit, Pace};
 use crate::negotiation::{Assignment, BadKey, Offer};
 use crate::queue::{ImageOf, QueueError};
 use crate::report::{Disk, Record, Stage};
@@ -49,6 +51,9 @@ pub struct Options {
     /// How long a queue looks for requests before it sleeps. Worth its price only where the
     /// frontend runs on another processor.
     pub poll: Duration,
+    /// How many pages of guests' may stay mapped, over all disks: a part of the mappings that the
+    /// host lets a process have, since each such page is one. Without a number there is no bound.
+    pub persistent_pages: Option<usize>,
 }
 
 /// A vbd's nodes and what is behind them.
@@ -58,9 +63,10 @@ pub(crate) struct Device<P: seam::Backend> {
     /// The backend's directory.
     path: String,
     options: Options,
+    budget: Budget,
     record: Record,
-    complaints: Mutex<Limit>,
-    connections: Mutex<Limit>,
+    complaints: Limit,
+    connections: Limit,
 }
 
 /// Why a device was closed.
@@ -146,9 +152,10 @@ impl<P: seam::Backend> Device<P> {
         store: Client,
         path: String,
         options: Options,
+        budget: Budget,
         record: Record,
     ) -> Self {
-        let limit = || Mutex::new(Limit::new(format!("vbd {}", record.vbd())));
+        let limit = || Limit::new(format!("vbd {}", record.vbd()));
         Device {
             complaints: limit(),
             connections: limit(),
@@ -156,6 +163,7 @@ impl<P: seam::Backend> Device<P> {
             store,
             path,
             options,
+            budget,
             record,
         }
     }
@@ -209,11 +217,7 @@ impl<P: seam::Backend> Device<P> {
     /// connection.
     fn complain(&self, error: &DeviceError) {
         self.record.note(|report| report.error = Some(words(error)));
-        let mut complaints = self
-            .complaints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        complaints.warn(self.place.now(), || words(error));
+        self.complaints.warn(self.place.now(), || words(error));
     }
 
     /// Complains of an error, and leaves it where toolstacks look for it.
@@ -227,8 +231,12 @@ impl<P: seam::Backend> Device<P> {
         let orders = Found::orders(backend.own()).await?;
         // Nobody runs it in another domain.
         let scripted = orders.get("script").is_some() && self.place.domid() == DomId::ZERO;
-        let (image, offer) = match self.open_image(&orders).await {
-            Ok(opened) => opened,
+        let (image, offer) = match self.open_image(&backend, &orders, &mut changes).await {
+            Ok(Some(opened)) => opened,
+            Ok(None) => {
+                let closing = backend.close().await?;
+                return self.give_up(closing, &orders, &mut changes).await;
+            }
             Err(error) => {
                 self.report(&backend, &error).await?;
                 let outcome = self.refuse(backend, scripted, &error, &mut changes).await?;
@@ -238,6 +246,7 @@ impl<P: seam::Backend> Device<P> {
                 };
             }
         };
+        let mut pace = Pace::default();
         loop {
             let keys = offer.keys();
             let waiting = backend
@@ -290,6 +299,14 @@ impl<P: seam::Backend> Device<P> {
                 }
                 changes.next().await?;
             }
+            if let Some(when) = pace.begin(self.place.now()) {
+                let mut pause = pin!(self.place.sleep_until(when));
+                while changes.or(&mut pause).await?.is_none() {
+                    if !closed.is_online().await? {
+                        return Ok(());
+                    }
+                }
+            }
             if self.made_anew(&closed, &orders).await? {
                 return Ok(());
             }
@@ -325,13 +342,27 @@ impl<P: seam::Backend> Device<P> {
         Ok(true)
     }
 
-    /// Finds out which disk it is.
-    async fn open_image(&self, orders: &Found) -> Result<(Arc<ImageOf<P>>, Offer), DeviceError> {
+    /// Finds out which disk it is; none if the toolstack does not want it any more by then.
+    async fn open_image(
+        &self,
+        backend: &Backend<Initialising>,
+        orders: &Found,
+        changes: &mut Changes,
+    ) -> Result<Option<(Arc<ImageOf<P>>, Offer)>, DeviceError> {
         let assignment = Assignment::parse(|key| orders.get(key))?;
         if assignment.cdrom && assignment.params.is_empty() {
             return Err(DeviceError::EmptyDrive);
         }
-        let image: Arc<ImageOf<P>> = assignment.params.parse::<Spec>()?.open(assignment.access)?;
+        let spec: Spec = assignment.params.parse()?;
+        let mut opening = pin!(spec.open_aside(assignment.access));
+        let image: Arc<ImageOf<P>> = loop {
+            if let Some(opened) = changes.or(&mut opening).await? {
+                break opened?;
+            }
+            if !backend.is_online().await? {
+                return Ok(None);
+            }
+        };
         let offer = Offer {
             sectors: image.sectors(),
             physical_sector_size: image.physical_sector_size(),
@@ -356,7 +387,7 @@ impl<P: seam::Backend> Device<P> {
             sectors: offer.sectors,
         };
         self.record.note(|report| report.disk = Some(disk));
-        Ok((image, offer))
+        Ok(Some((image, offer)))
     }
 
     /// Closes a device before its frontend was let in, and tells the toolstack why. Nothing is left

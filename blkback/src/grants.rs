@@ -13,6 +13,10 @@
 //! longest (roughly: a clock with one hand) goes, unless it is in use just then; if all are, the
 //! new page is mapped for its request alone.
 //!
+//! Each page that stays is a mapping of its own, and a process may have only so many. A queue is
+//! told how many it may keep; should the host run out all the same, it gives up all that is not in
+//! use, tries again, and keeps half as many from then on.
+//!
 //! Without `feature-persistent` every page is mapped for its request alone, many in one batch, and
 //! unmapped before the response is published: the frontend may end its grants as soon as it sees
 //! that.
@@ -127,7 +131,9 @@ pub(crate) struct Pool<G: Grants> {
     /// The place in `pages` of each grant reference, or `NONE`. It grows only for references that
     /// could be mapped, so it is as bounded as the guest's own grant table.
     index: Vec<u16>,
-    pages: Vec<Persistent<G::Mapping>>,
+    pages: Vec<Option<Persistent<G::Mapping>>>,
+    /// Those places in `pages` where there is none.
+    vacant: Vec<u16>,
     /// Where the search for a page to give up goes on.
     hand: usize,
     /// Pages mapped for the requests of this batch alone, in the order of their keys.
@@ -146,6 +152,13 @@ struct Persistent<M> {
     registered: bool,
     /// Since the hand was here last.
     used: bool,
+}
+
+impl<M> Persistent<M> {
+    /// Whether somebody has it but the pool and the table of registered buffers.
+    fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.page) > 1 + usize::from(self.registered)
+    }
 }
 
 /// A page that is mapped, with what a request wants to know of it.
@@ -173,6 +186,7 @@ impl<G: Grants> Pool<G> {
             limit: persistent.min(NONE - 1).into(),
             index: Vec::new(),
             pages: Vec::new(),
+            vacant: Vec::new(),
             hand: 0,
             batch: Vec::new(),
             retired: Vec::new(),
@@ -230,7 +244,7 @@ impl<G: Grants> Pool<G> {
     #[inline]
     fn page(&mut self, gref: GrantRef, access: Access) -> Result<Found<G::Mapping>, Missing> {
         let place = self.index.get(gref.0 as usize).copied().unwrap_or(NONE);
-        if let Some(known) = self.pages.get_mut(usize::from(place)) {
+        if let Some(Some(known)) = self.pages.get_mut(usize::from(place)) {
             known.used = true;
             return Ok(Found {
                 page: Arc::clone(&known.page),
@@ -283,13 +297,22 @@ impl<G: Grants> Pool<G> {
             for refs in refs.chunks(together) {
                 self.grants.map_each(self.peer, refs, access, &mut mapped);
             }
+            let enough = !mapped
+                .iter()
+                .any(|mapping| matches!(mapping, Err(MapError::Host(libc::ENOMEM))));
+            if !enough {
+                mapped.clear();
+                self.shed(image);
+                self.grants.map_each(self.peer, &refs, access, &mut mapped);
+            }
             for (gref, mapping) in refs.into_iter().zip(mapped) {
-                let page = match mapping {
-                    Ok(mapping) => match self.keep(gref, Arc::new(Page(mapping)), image) {
+                let page = match mapping.map(|mapping| Arc::new(Page(mapping))) {
+                    Ok(page) if enough => match self.keep(gref, page, image) {
                         Some(page) => Ok(page),
                         None => continue,
                     },
-                    Err(error) => Err(error),
+                    // All together: they go when the last of them does.
+                    page => page,
                 };
                 self.batch.push((Key { gref, writable }, page));
             }
@@ -300,7 +323,7 @@ impl<G: Grants> Pool<G> {
 
     /// How many pages stay mapped.
     pub(crate) fn persistent(&self) -> usize {
-        self.pages.len()
+        self.pages.len() - self.vacant.len()
     }
 
     /// Makes a page persistent, or gives it back.
@@ -314,8 +337,8 @@ impl<G: Grants> Pool<G> {
         if self.limit == 0 || number >= INDEXED {
             return Some(page);
         }
-        let place = if self.pages.len() < self.limit {
-            self.pages.len()
+        let place = if self.persistent() < self.limit {
+            self.vacant.pop().map_or(self.pages.len(), usize::from)
         } else {
             match self.give_up_one(image) {
                 Some(place) => place,
@@ -323,7 +346,7 @@ impl<G: Grants> Pool<G> {
             }
         };
         self.held.push(Arc::clone(&page));
-        // At most `limit`, which is less than `NONE`.
+        // At most what `limit` was at first, which is less than `NONE`.
         let entry = place as u16;
         let registered = image.register(entry, Registered(Arc::clone(&page))).is_ok();
         let known = Persistent {
@@ -333,10 +356,12 @@ impl<G: Grants> Pool<G> {
             used: true,
         };
         match self.pages.get_mut(place) {
-            Some(free) => self
-                .retired
-                .extend(unused(std::mem::replace(free, known).page)),
-            None => self.pages.push(known),
+            Some(free) => {
+                let before = free.replace(known);
+                self.retired
+                    .extend(before.and_then(|known| unused(known.page)));
+            }
+            None => self.pages.push(Some(known)),
         }
         if self.index.len() <= number {
             self.index.resize(number + 1, NONE);
@@ -353,22 +378,57 @@ impl<G: Grants> Pool<G> {
         for _ in 0..2 * self.pages.len() {
             let place = self.hand;
             self.hand = (self.hand + 1) % self.pages.len();
-            let Some(known) = self.pages.get_mut(place) else {
+            let Some(Some(known)) = self.pages.get_mut(place) else {
                 continue;
             };
-            let holders = 1 + usize::from(known.registered);
-            if std::mem::take(&mut known.used) || Arc::strong_count(&known.page) > holders {
+            if std::mem::take(&mut known.used) || known.is_in_use() {
                 continue;
             }
-            if std::mem::take(&mut known.registered) {
-                drop(image.unregister(place as u16));
-            }
-            if let Some(at) = self.index.get_mut(known.gref.0 as usize) {
-                *at = NONE;
-            }
+            self.forget(place, image);
             return Some(place);
         }
         None
+    }
+
+    /// Forgets the reference of the page at `place`, which is not in use.
+    fn forget(&mut self, place: usize, image: &mut dyn ImageQueue<Buffer<G::Mapping>>) {
+        let Some(Some(known)) = self.pages.get_mut(place) else {
+            return;
+        };
+        if std::mem::take(&mut known.registered) {
+            drop(image.unregister(place as u16));
+        }
+        if let Some(at) = self.index.get_mut(known.gref.0 as usize) {
+            *at = NONE;
+        }
+    }
+
+    /// Unmaps every page that is not in use, since the host has no room for more, and will keep
+    /// fewer.
+    fn shed(&mut self, image: &mut dyn ImageQueue<Buffer<G::Mapping>>) {
+        for place in 0..self.pages.len() {
+            self.forget_idle(place, image);
+        }
+        if !self.retired.is_empty() {
+            self.grants.unmap_each(std::mem::take(&mut self.retired));
+        }
+        // Never none: that would be another kind of pool.
+        if self.limit > 1 {
+            self.limit /= 2;
+        }
+    }
+
+    /// Retires the page at `place`, unless it is in use.
+    fn forget_idle(&mut self, place: usize, image: &mut dyn ImageQueue<Buffer<G::Mapping>>) {
+        let entry = self.pages.get(place).and_then(Option::as_ref);
+        if entry.is_none_or(Persistent::is_in_use) {
+            return;
+        }
+        self.forget(place, image);
+        if let Some(known) = self.pages.get_mut(place).and_then(Option::take) {
+            self.retired.extend(unused(known.page));
+            self.vacant.push(place as u16);
+        }
     }
 
     /// Takes back a buffer that nobody works on any more.
@@ -402,7 +462,7 @@ impl<G: Grants> Pool<G> {
 
 impl<G: Grants> Drop for Pool<G> {
     fn drop(&mut self) {
-        let pages = self.pages.drain(..).map(|known| known.page);
+        let pages = self.pages.drain(..).flatten().map(|known| known.page);
         self.retired.extend(pages.filter_map(unused));
         self.settle();
     }
@@ -418,7 +478,9 @@ mod tests {
     use parapet_hypervisor::host::Page as _;
     use parapet_hypervisor::loopback::{self, Domain, DomainConfig, Hypervisor};
     use parapet_hypervisor::memory::PAGE_SIZE;
-    use parapet_hypervisor::seam::{Grant, Identity, Memory, Pages};
+    use parapet_hypervisor::seam::{
+        CopyOp, Grant, GrantError, Identity, Memory, OutOfMemory, Pages,
+    };
 
     use super::*;
     use crate::image::{Job, Submitted};
@@ -485,6 +547,61 @@ mod tests {
         }
     }
 
+    /// A place with room for so many mappings, where one call makes one.
+    struct Scarce {
+        domain: Domain,
+        most: usize,
+    }
+
+    impl Memory for Scarce {
+        type Pages = loopback::Pages;
+
+        fn allocate(&self, count: usize) -> Result<Self::Pages, OutOfMemory> {
+            self.domain.allocate(count)
+        }
+    }
+
+    impl Grants for Scarce {
+        type Grant = loopback::Grant;
+        type Mapping = loopback::Mapping;
+
+        fn grant(
+            &self,
+            pages: &Self::Pages,
+            to: DomId,
+            access: Access,
+        ) -> Result<Self::Grant, GrantError> {
+            self.domain.grant(pages, to, access)
+        }
+
+        fn map(
+            &self,
+            from: DomId,
+            refs: &[GrantRef],
+            access: Access,
+        ) -> Result<Self::Mapping, MapError> {
+            self.domain.map(from, refs, access)
+        }
+
+        fn map_each(
+            &self,
+            from: DomId,
+            refs: &[GrantRef],
+            access: Access,
+            out: &mut Vec<Result<Self::Mapping, MapError>>,
+        ) {
+            if self.domain.mappings() < self.most {
+                self.domain.map_each(from, refs, access, out);
+            } else {
+                out.extend(refs.iter().map(|_| Err(MapError::Host(libc::ENOMEM))));
+            }
+        }
+
+        fn copy(&self, ops: &mut [CopyOp<'_, Self::Pages>]) -> Result<(), i32> {
+            self.domain.copy(ops)
+        }
+    }
+
     impl World {
         fn pool(&self, persistent: u16) -> Pool<Domain> {
             Pool::new(self.dom0.clone(), self.guest.domid(), persistent)
@@ -501,9 +618,9 @@ mod tests {
         }
 
         /// The memory of a request for these pages, mapped if need be. How many were mapped, too.
-        fn lend(
+        fn lend<G: Grants<Mapping = loopback::Mapping>>(
             &self,
-            pool: &mut Pool<Domain>,
+            pool: &mut Pool<G>,
             table: &mut Table,
             pages: &[usize],
             access: Access,
@@ -648,6 +765,41 @@ mod tests {
         drop(pool);
         assert_eq!(numbers(&in_flight), [0, 1], "also when the pool is gone");
         drop((in_flight, table));
+        assert_eq!(world.dom0.mappings(), 0);
+    }
+
+    #[test]
+    fn a_host_without_room_for_more_gets_back_what_is_not_in_use() {
+        let world = world(8, Access::ReadWrite);
+        let scarce = Scarce {
+            domain: world.dom0.clone(),
+            most: 3,
+        };
+        let mut pool = Pool::new(scarce, world.guest.domid(), 8);
+        let mut table = Table::default();
+        let (in_flight, _) = world.lend(&mut pool, &mut table, &[0], Access::ReadWrite);
+        let (buffer, _) = world.lend(&mut pool, &mut table, &[1, 2], Access::ReadWrite);
+        pool.recycle(buffer);
+        pool.settle();
+        assert_eq!((world.dom0.mappings(), pool.persistent()), (3, 3));
+
+        let (buffer, _) = world.lend(&mut pool, &mut table, &[3, 4, 5], Access::ReadWrite);
+        assert_eq!(numbers(&buffer), [3, 4, 5]);
+        assert_eq!(numbers(&in_flight), [0]);
+        pool.recycle(buffer);
+        pool.settle();
+        assert_eq!((world.dom0.mappings(), pool.persistent()), (1, 1));
+
+        // In the places that became free, and fewer than before.
+        for page in [7, 6, 5, 4, 3] {
+            let (buffer, _) = world.lend(&mut pool, &mut table, &[page], Access::ReadWrite);
+            assert_eq!(numbers(&buffer), [page as u32]);
+            pool.recycle(buffer);
+            pool.settle();
+        }
+        assert!(pool.persistent() <= 3);
+        assert_eq!(numbers(&in_flight), [0]);
+        drop((in_flight, pool, table));
         assert_eq!(world.dom0.mappings(), 0);
     }
 

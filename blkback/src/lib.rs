@@ -11,6 +11,7 @@
 //!  │     queue         one ring = one task, which shares nothing                │
 //!  │       request       a slot, copied once, becomes a request        (pure)   │
 //!  │       grants        the guest's pages, mapped once and kept                │
+//!  │         budget        how many of them, over all queues          (pure)    │
 //!  │       stats         counted by the queue, read by anybody                  │
 //!  └────────┬───────────────────────────────────────────────────────────────────┘
 //!           │ jobs: sectors, and leases of the guest's memory
@@ -28,10 +29,11 @@
 //! error to the request that met it, and a line in the log.
 #![forbid(unsafe_code)]
 
+mod budget;
 pub mod device;
 pub mod grants;
 pub mod image;
-mod limit;
+pub mod limit;
 pub mod negotiation;
 pub mod queue;
 pub mod report;

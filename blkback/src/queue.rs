@@ -56,12 +56,15 @@ pub struct QueueSetup<P: Backend> {
     pub channel: P::Channel,
     /// The disk's image.
     pub image: Arc<ImageOf<P>>,
-    /// Whether the frontend has persistent grants.
-    pub persistent: bool,
+    /// How many of the frontend's pages may stay mapped, at most [`PERSISTENT_PAGES`]; none if it
+    /// does not have persistent grants.
+    pub persistent: u16,
     /// How long to look for requests before sleeping.
     pub poll: Duration,
     /// Where to count.
     pub stats: Arc<QueueStats>,
+    /// How to complain. It outlives the queue: a frontend may connect as often as it likes.
+    pub complaints: Limit,
 }
 
 /// Why a queue cannot go on.
@@ -160,10 +163,11 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             persistent,
             poll,
             stats,
+            complaints,
         } = setup;
         let ring = Back::<_, L::Slot, L::Response>::resume(ring)?;
         let slots = ring.slots();
-        let persistent = if persistent { PERSISTENT_PAGES } else { 0 };
+        let persistent = persistent.min(PERSISTENT_PAGES);
         let queue = image.open_queue(Limits {
             depth: u16::try_from(slots).unwrap_or(u16::MAX),
             segments: parapet_xen_sys::io::blkif::MAX_SEGMENTS_PER_REQUEST,
@@ -198,7 +202,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             unpublished: false,
             poll,
             stats,
-            complaints: Limit::new(format!("domain {peer}")),
+            complaints,
             place,
         })
     }
@@ -209,6 +213,18 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     /// The frontend broke the ring, or the host failed. What is in flight is waited for, and not
     /// answered.
     pub async fn run(mut self, stop: impl Future<Output = ()> + Send) -> Result<(), QueueError> {
+        let mut outcome = self.work(stop).await;
+        if outcome.is_ok() {
+            outcome = self.drain().await;
+        }
+        if outcome.is_err() {
+            self.abandon().await;
+        }
+        outcome
+    }
+
+    /// Serves the ring until `stop` is ready.
+    async fn work(&mut self, stop: impl Future<Output = ()> + Send) -> Result<(), QueueError> {
         let mut stop = pin!(stop);
         let mut polling_until = None;
         let mut turns = 0u32;
@@ -231,14 +247,14 @@ impl<P: Backend, L: Layout> Queue<P, L> {
                 yield_now().await;
                 turns = turns.wrapping_add(1);
                 if turns.is_multiple_of(TURNS) && is_ready(stop.as_mut()).await {
-                    break;
+                    return Ok(());
                 }
                 continue;
             }
             self.stats.sleeps.add(1);
             match poll_fn(|cx| self.poll_wake(stop.as_mut(), cx)).await? {
                 Wake::Work => {}
-                Wake::Stop => break,
+                Wake::Stop => return Ok(()),
                 Wake::Spurious => {
                     spurious += 1;
                     self.stats.spurious.add(1);
@@ -246,7 +262,6 @@ impl<P: Backend, L: Layout> Queue<P, L> {
                 }
             }
         }
-        self.drain().await
     }
 
     /// Does all that there is to do. Whether there was anything.
@@ -528,7 +543,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     }
 
     /// Answers everything that was taken, and takes no more.
-    async fn drain(mut self) -> Result<(), QueueError> {
+    async fn drain(&mut self) -> Result<(), QueueError> {
         while self.ring.unanswered() > 0 {
             if self.finish_some()? || self.unkicked || !self.waiting.is_empty() {
                 yield_now().await;
@@ -537,6 +552,30 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the image has let go of everything, and answers nothing. An image that is
+    /// dropped with jobs in flight waits for them too, but with the thread that others share.
+    async fn abandon(&mut self) {
+        let untouched = self.waiting.len() + self.deferred.len();
+        let mut in_flight = self.requests.len() - self.free.len() - untouched;
+        while in_flight > 0 {
+            if let Some(completion) = self.image.complete() {
+                self.pool.recycle(completion.lease);
+                in_flight -= 1;
+                continue;
+            }
+            match self.image.kick() {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    yield_now().await;
+                    continue;
+                }
+                // It will have to be dropped as it is.
+                Err(_) => return,
+            }
+            poll_fn(|cx| self.poll_interrupt(cx)).await;
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::xenbus::XenbusState;
 use parapet_xenstore::client::{self, Client};
 
+use crate::budget::Budget;
 use crate::device::{Device, Options};
 use crate::report::{Reports, Vbd};
 
@@ -49,6 +50,7 @@ pub struct Service<P: Backend> {
     place: P,
     store: Client,
     options: Options,
+    budget: Budget,
     reports: Reports,
     /// `/local/domain/N/backend/vbd`.
     root: String,
@@ -61,6 +63,7 @@ impl<P: Backend> Service<P> {
             root: format!("/local/domain/{}/backend/vbd", place.domid()),
             place,
             store,
+            budget: Budget::new(options.persistent_pages),
             options,
             reports: Reports::default(),
         }
@@ -191,6 +194,7 @@ impl<P: Backend> Service<P> {
             self.store.clone(),
             self.path(vbd),
             self.options,
+            self.budget.clone(),
             self.reports.begin(vbd),
         );
         let ended = ended.clone();

@@ -4,13 +4,22 @@
 mod plain;
 
 use std::fs::File;
+use std::io::{self, Write};
 use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_channel::oneshot;
-use parapet_blkback::image::{Access as Use, FileImage, MemoryImage, NullImage, SECTOR_SIZE};
+use parapet_blkback::grants::{Buffer, PERSISTENT_PAGES};
+use parapet_blkback::image::{
+    Access as Use, Completion, FileImage, Image, ImageQueue, Job, Limits, MemoryImage, NullImage,
+    SECTOR_SIZE, Submitted,
+};
+use parapet_blkback::limit::Limit;
 use parapet_blkback::queue::{ImageOf, Queue, QueueError, QueueSetup};
 use parapet_blkback::request::{X86_32, X86_64};
 use parapet_blkback::stats::QueueStats;
@@ -74,9 +83,10 @@ fn boot_polling<W: Wire>(
         ring: Peer::new(mapped).ok().unwrap(),
         channel: dom0.bind(guest.domid(), plain.channel.port()).unwrap(),
         image,
-        persistent,
+        persistent: if persistent { PERSISTENT_PAGES } else { 0 },
         poll,
         stats: Arc::clone(&stats),
+        complaints: Limit::new("the guest"),
     })
     .unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -355,6 +365,116 @@ fn a_ring_index_that_jumps_ends_the_queue_with_a_violation() {
         other => panic!("{other:?}"),
     }
     assert_eq!(guest.dom0.mappings(), 0, "nothing of the guest is kept");
+}
+
+type Lent = Buffer<loopback::Mapping>;
+
+/// An image whose jobs are over when the test says so.
+#[derive(Debug)]
+struct Slow {
+    shared: Arc<Shared>,
+    /// What the queue waits for.
+    ready: UnixStream,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Tags and memory of jobs in flight.
+    jobs: Mutex<Vec<(u32, Lent)>>,
+    open: AtomicBool,
+    /// Jobs that were in flight when the queue let go of the image.
+    left: AtomicUsize,
+}
+
+impl Image<Lent> for Slow {
+    fn sectors(&self) -> u64 {
+        4096
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn physical_sector_size(&self) -> u32 {
+        512
+    }
+
+    fn open_queue(&self, _: Limits) -> io::Result<Box<dyn ImageQueue<Lent>>> {
+        Ok(Box::new(Slow {
+            shared: Arc::clone(&self.shared),
+            ready: self.ready.try_clone()?,
+        }))
+    }
+}
+
+impl ImageQueue<Lent> for Slow {
+    fn submit(&mut self, job: Job<Lent>) -> Submitted<Lent> {
+        let mut jobs = self.shared.jobs.lock().unwrap();
+        jobs.push((job.tag, job.lease));
+        Submitted::Started
+    }
+
+    fn complete(&mut self) -> Option<Completion<Lent>> {
+        if !self.shared.open.load(Ordering::Acquire) {
+            return None;
+        }
+        let (tag, lease) = self.shared.jobs.lock().unwrap().pop()?;
+        let result = Ok(());
+        Some(Completion { tag, result, lease })
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.ready.as_fd())
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        let left = self.shared.jobs.lock().unwrap().len();
+        self.shared.left.fetch_add(left, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_ring_that_is_broken_while_the_image_works_keeps_no_thread_waiting() {
+    let (ready, mut finger) = UnixStream::pair().unwrap();
+    let shared = Arc::new(Shared::default());
+    let image = Slow {
+        shared: Arc::clone(&shared),
+        ready,
+    };
+    let mut guest = boot::<X86_64>(Arc::new(image), true);
+    for sector in 0..3 {
+        let segments = guest.segments(0..1, 0, 7);
+        guest.push(Operation::Write, sector, sector, &segments);
+    }
+    guest.publish();
+    while shared.jobs.lock().unwrap().len() < 3 {
+        std::thread::yield_now();
+    }
+    guest.ring_memory.view().write(0, &1_000_000u32).unwrap();
+    guest.channel.notify();
+    // The queue has seen it by the time that another task of its processor has run often.
+    for _ in 0..1000 {
+        let (ran, runs) = oneshot::channel();
+        guest.dom0.run(|_| async move { ran.send(()).unwrap() });
+        block_on(runs).unwrap();
+    }
+    assert_eq!(guest.outcome.try_recv().unwrap().map(drop), None);
+    assert_eq!(shared.left.load(Ordering::Relaxed), 0);
+    shared.open.store(true, Ordering::Release);
+    finger.write_all(&[1]).unwrap();
+    match block_on(&mut guest.outcome).unwrap() {
+        Err(QueueError::Violation(_)) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(shared.left.load(Ordering::Relaxed), 0);
+    assert_eq!(
+        guest.stats.writes.operations.get(),
+        0,
+        "nothing is answered"
+    );
+    assert_eq!(guest.dom0.mappings(), 0);
 }
 
 #[test]

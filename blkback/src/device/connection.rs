@@ -2,7 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 
 use futures_channel::oneshot;
@@ -13,6 +13,7 @@ use parapet_xenstore::client::{self, Watch};
 use parapet_xenstore::xenbus::{Backend, Closing, End, InitWait};
 
 use super::{Device, DeviceError, Found, frontend_state};
+use crate::budget::Share;
 use crate::negotiation::{Answer, Protocol};
 use crate::queue::{ImageOf, Queue, QueueError, QueueSetup};
 use crate::report::{Connection, Stage};
@@ -85,7 +86,7 @@ impl Changes {
     }
 
     /// Waits for a change, or for `other`.
-    async fn or<F>(&mut self, other: &mut F) -> Result<Option<F::Output>, client::Error>
+    pub(super) async fn or<F>(&mut self, other: &mut F) -> Result<Option<F::Output>, client::Error>
     where
         F: Future + Unpin,
     {
@@ -125,19 +126,21 @@ impl<P: seam::Backend> Device<P> {
             // Asked for to be writable, and the place says that it is.
             return Err(MapError::Host(0).into());
         };
+        let share = answer.persistent.then(|| self.budget.share());
         let setup = QueueSetup {
             place: self.place.clone(),
             peer,
             ring,
             channel: self.place.bind(peer, answer.port)?,
             image: Arc::clone(image),
-            persistent: answer.persistent,
+            persistent: share.as_ref().map_or(0, Share::pages),
             poll: self.options.poll,
             stats: Arc::clone(self.record.stats()),
+            complaints: self.complaints.clone(),
         };
         let running = match answer.protocol {
-            Protocol::X86_64 => self.start::<X86_64>(setup)?,
-            Protocol::X86_32 => self.start::<X86_32>(setup)?,
+            Protocol::X86_64 => self.start::<X86_64>(setup, share)?,
+            Protocol::X86_32 => self.start::<X86_32>(setup, share)?,
         };
         let connection = Connection {
             protocol: answer.protocol,
@@ -149,15 +152,18 @@ impl<P: seam::Backend> Device<P> {
             report.connection = Some(connection);
             report.connections += 1;
         });
-        let mut connections = self
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        connections.info(self.place.now(), || format!("connected: {connection}"));
+        let now = self.place.now();
+        self.connections
+            .info(now, || format!("connected: {connection}"));
         Ok(running)
     }
 
-    fn start<L: Layout>(&self, setup: QueueSetup<P>) -> Result<Running, DeviceError> {
+    /// Starts a queue, which keeps its share of mapped pages as long as it lives.
+    fn start<L: Layout>(
+        &self,
+        setup: QueueSetup<P>,
+        share: Option<Share>,
+    ) -> Result<Running, DeviceError> {
         let queue = Queue::<P, L>::new(setup)?;
         let (stop, stopped) = oneshot::channel();
         let (ended, outcome) = oneshot::channel();
@@ -166,8 +172,10 @@ impl<P: seam::Backend> Device<P> {
                 // An error means that the device dropped its end, as it does to stop us.
                 let _: Result<(), _> = stopped.await;
             };
+            let outcome = queue.run(stopped).await;
+            drop(share);
             // Nobody waits for the outcome if the device is gone.
-            let _ = ended.send(queue.run(stopped).await);
+            let _ = ended.send(outcome);
         });
         Ok(Running {
             stop: Some(stop),

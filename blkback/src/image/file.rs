@@ -15,6 +15,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use parapet_hypervisor::host::{self, Extent, Lease, Refused, Uring, transfer};
@@ -38,6 +39,8 @@ pub struct FileImage {
     physical_sector_size: u32,
     /// Whether the file is memory.
     inline: bool,
+    /// Whether it was said that there is no io_uring.
+    said: AtomicBool,
 }
 
 impl FileImage {
@@ -62,6 +65,7 @@ impl FileImage {
             physical_sector_size: physical_sector_size(&metadata),
             inline: fstatfs(&file).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC),
             path: path.into(),
+            said: AtomicBool::new(false),
             file: Arc::new(opened.lock(file)?),
             access,
         })
@@ -224,10 +228,13 @@ impl<L: Lease> Image<L> for FileImage {
         match Uring::new(file.file().try_clone()?, depth, segments.max(1), buffers) {
             Ok(uring) => Ok(Box::new(Queued::new(uring, file))),
             Err(error) => {
-                log::warn!(
-                    "no io_uring for the disk image {} ({error}): it goes on without, slowly",
-                    self.path.display()
-                );
+                // A frontend may connect as often as it likes.
+                if !self.said.swap(true, Ordering::Relaxed) {
+                    log::warn!(
+                        "no io_uring for the disk image {} ({error}): it goes on without, slowly",
+                        self.path.display()
+                    );
+                }
                 Ok(Box::new(Inline { file }))
             }
         }

@@ -5,7 +5,9 @@ use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::thread;
 
+use futures_channel::oneshot;
 use parapet_hypervisor::host::Lease;
 
 use super::{Access, FileImage, Image, MemoryImage, NullImage, SECTOR_SIZE};
@@ -119,6 +121,38 @@ impl Spec {
             ),
             Spec::File(path) => Arc::new(FileImage::open(path, access)?),
         })
+    }
+
+    /// Opens the image without keeping the caller's thread: a file server that does not answer, or
+    /// a volume that is suspended, may keep whoever looks at its files for ever.
+    ///
+    /// # Errors
+    /// As [`Spec::open`].
+    pub async fn open_aside<L: Lease>(
+        self,
+        access: Access,
+    ) -> Result<Arc<dyn Image<L>>, OpenError> {
+        let Spec::File(path) = self else {
+            return self.open(access);
+        };
+        let (opened, opening) = oneshot::channel();
+        let spec = Spec::File(path.clone());
+        let started = thread::Builder::new().name("open".into()).spawn(move || {
+            // An image that nobody waits for any more is closed at once.
+            drop(opened.send(spec.open(access)));
+        });
+        let failed = |source| OpenError::Host {
+            path,
+            what: "opened",
+            source,
+        };
+        match started {
+            Ok(_) => match opening.await {
+                Ok(opened) => opened,
+                Err(oneshot::Canceled) => Err(failed(io::ErrorKind::Other.into())),
+            },
+            Err(error) => Err(failed(error)),
+        }
     }
 }
 

@@ -91,6 +91,12 @@ pub(crate) fn no_kernel_backend(sysfs: &Path) -> Result<(), NotReady> {
     }
 }
 
+/// How many mappings this process may have, as the kernel whose files are in `proc` says.
+pub(crate) fn mappings(proc: &Path) -> Option<usize> {
+    let text = std::fs::read_to_string(proc.join("sys/vm/max_map_count")).ok()?;
+    text.trim().parse().ok()
+}
+
 /// A connection to the host's xenstored that tasks of `place` can share.
 pub(crate) fn store<P>(place: &P) -> Result<Client, NotReady>
 where
@@ -105,6 +111,15 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernel_says_how_many_mappings_there_may_be() {
+        let proc = tempfile::tempdir().unwrap();
+        assert_eq!(mappings(proc.path()), None);
+        std::fs::create_dir_all(proc.path().join("sys/vm")).unwrap();
+        std::fs::write(proc.path().join("sys/vm/max_map_count"), "65530\n").unwrap();
+        assert_eq!(mappings(proc.path()), Some(65530));
+    }
 
     #[test]
     fn a_host_whose_kernel_serves_disks_is_not_ready() {

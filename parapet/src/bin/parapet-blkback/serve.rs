@@ -49,8 +49,10 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     let store = ready::store(&place)?;
 
     let domid = place.domid();
+    // The other half is for what is mapped for a request alone, and for all else.
     let options = Options {
         poll: settings.poll,
+        persistent_pages: ready::mappings(Path::new("/proc")).map(|most| most / 2),
     };
     let service = Service::new(place.clone(), store, options);
     let reports = service.reports();
