@@ -3,16 +3,21 @@
 //! ```text
 //!   systemd ◄── notify ───┐            ┌── lock ──────► only one of a kind
 //!   journal ◄── logging ──┤  a daemon  ├── stop ◄────── SIGTERM, SIGINT
-//!                         └────────────┘── status ◄──── `parapet-blkback status`
+//!   its user ◄─ command ──┤            ├── status ◄──── `parapet-blkback status`
+//!                         └────────────┘── listen ◄──── clients of `parapet-xenstored`
 //! ```
 
 pub mod blkback;
+mod command;
+mod listen;
 mod lock;
 mod logging;
 mod notify;
 mod status;
 mod stop;
 
+pub use command::{Failure, completions, exit, level, tell};
+pub use listen::{ListenError, Listening};
 pub use lock::{Lock, LockError};
 pub use logging::start_log;
 pub use notify::notify;

@@ -17,6 +17,19 @@ list_cases() {
     for name in $(all_cases); do printf "%-${width}s  %s\n" "$name" "$(describe "$name")"; done
 }
 
+# xenstored_of NAME: "ours" for a case with "# xenstored: ours" in its head, or else "stock".
+xenstored_of() {
+    local named
+    named=$(sed -n 's/^# xenstored: *//p;/^[^#]/q' "$HERE/cases/$1.sh")
+    echo "${XENSTORED:-${named:-stock}}"
+}
+
+# cases_on XENSTORED: the chosen ones that are to be run on it.
+cases_on() {
+    local name
+    for name in "${CHOSEN[@]}"; do [ "$(xenstored_of "$name")" != "$1" ] || echo "$name"; done
+}
+
 # check_case NAME: ends the run if there is no such case.
 check_case() {
     [ -e "$HERE/cases/$1.sh" ] && return

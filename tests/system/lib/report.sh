@@ -77,20 +77,20 @@ table_line() {
     [ "$JSON" = yes ] || printf '%-32s  %-6s  %7s  %s\n' "$@"
 }
 
-# add_missing: a row for each chosen case that was never run.
+# add_missing [CASE...]: a row for each of these that was never run.
 add_missing() {
     local name
-    for name in "${CHOSEN[@]}"; do
+    for name in "$@"; do
         [[ $'\n'$(printf '%s\n' "${ROWS[@]}") == *$'\n'"$name"$'\t'* ]] || row "$name" failed - "was not run"
     done
 }
 
-# show_failures: the last lines of the logs that each failed case had to do with.
+# show_failures [CASE...]: the last lines of the logs that each of these had to do with, if it failed.
 show_failures() {
     local entry name result rest log
     for entry in "${ROWS[@]}"; do
         IFS=$'\t' read -r name result rest <<<"$entry"
-        [ "$result" != ok ] || continue
+        [ "$result" != ok ] && [[ " $* " == *" $name "* ]] || continue
         for log in "case-$name.log" $(sort -u "$RESULTS/case-$name.logs" 2>/dev/null); do
             show_tail "$log"
         done

@@ -321,7 +321,10 @@ impl Daemon {
         connection.bell.rung.store(false, Ordering::Release);
         let moved = exchange(&mut self.server, client, &mut self.hub);
         if let Err(broken) = moved {
-            log::warn!("{client:?}: {broken}");
+            match broken {
+                Broken::Closed => log::debug!("{client:?}: {broken}"),
+                _ => log::warn!("{client:?}: {broken}"),
+            }
             let why = match broken {
                 Broken::Ring(_) => RingError::RingIdx,
                 Broken::Closed | Broken::GivenUp(_) | Broken::Host(_) => RingError::Comm,

@@ -1,19 +1,17 @@
 //! The command line.
 
-use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use log::LevelFilter;
 use parapet::daemon::blkback::{NAME, Status};
-use parapet::daemon::{ask, start_log};
+use parapet::daemon::{Failure, ask, completions, exit, level, start_log};
 
-use crate::serve::{self, Failure, Settings};
+use crate::serve::{self, Settings};
 
 /// Serves the disks of a Xen host's guests: plain `disk=` lines of xl, on raw files and block
 /// devices, without loop devices and without QEMU.
@@ -93,52 +91,23 @@ struct Completions {
     shell: Shell,
 }
 
-fn level() -> impl TypedValueParser<Value = LevelFilter> {
-    PossibleValuesParser::new(["off", "error", "warn", "info", "debug", "trace"])
-        .try_map(|level| level.parse::<LevelFilter>())
-}
-
 /// Does what the command line says.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.command {
+    let outcome = match cli.command {
         None => {
             start_log(cli.serve.log);
-            let settings = Settings {
+            serve::serve(&Settings {
                 run_dir: cli.run_dir,
                 poll: Duration::from_micros(cli.serve.poll),
-            };
-            match serve::serve(&settings) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(Failure::NotReady(reason)) => {
-                    complain(&reason);
-                    ExitCode::from(2)
-                }
-                Err(Failure::Failed(reason)) => {
-                    complain(&format_args!("{reason:#}"));
-                    ExitCode::FAILURE
-                }
-            }
+            })
         }
-        Some(Command::Show(args)) => outcome(show(&cli.run_dir, args.json)),
-        Some(Command::Completions(args)) => outcome(completions(args.shell)),
-    }
-}
-
-/// Says on standard error, in one line, what went wrong.
-fn complain(reason: &dyn Display) {
-    // Nobody is left to hear that it cannot be said.
-    let _ = writeln!(io::stderr(), "{NAME}: {reason}");
-}
-
-fn outcome(result: anyhow::Result<()>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&format_args!("{error:#}"));
-            ExitCode::FAILURE
+        Some(Command::Show(args)) => show(&cli.run_dir, args.json).map_err(Failure::Failed),
+        Some(Command::Completions(args)) => {
+            completions::<Cli>(NAME, args.shell).map_err(Failure::Failed)
         }
-    }
+    };
+    exit(NAME, outcome)
 }
 
 fn show(run_dir: &Path, json: bool) -> anyhow::Result<()> {
@@ -150,13 +119,5 @@ fn show(run_dir: &Path, json: bool) -> anyhow::Result<()> {
     } else {
         write!(out, "{status}")?;
     }
-    Ok(())
-}
-
-fn completions(shell: Shell) -> anyhow::Result<()> {
-    // The generator panics when it cannot write, which memory always can be.
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), NAME, &mut script);
-    io::stdout().write_all(&script)?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use parapet::daemon::blkback::{NAME, Status};
-use parapet::daemon::{Lock, StatusSocket, notify, signals};
+use parapet::daemon::{Failure, Lock, StatusSocket, signals, tell};
 use parapet_blkback::device::Options;
 use parapet_blkback::report::{Reports, Stage};
 use parapet_blkback::service::Service;
@@ -21,16 +21,8 @@ pub(crate) struct Settings {
     pub(crate) poll: Duration,
 }
 
-/// Why the daemon ended that was not asked to.
-pub(crate) enum Failure {
-    /// It has not begun.
-    NotReady(NotReady),
-    /// It could not go on.
-    Failed(anyhow::Error),
-}
-
-impl<T: Into<NotReady>> From<T> for Failure {
-    fn from(reason: T) -> Self {
+impl From<NotReady> for Failure {
+    fn from(reason: NotReady) -> Self {
         Failure::NotReady(reason.into())
     }
 }
@@ -45,7 +37,7 @@ enum End {
 pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     let place = ready::place()?;
     ready::no_kernel_backend(Path::new("/sys"))?;
-    let _lock = Lock::take(&settings.run_dir, NAME)?;
+    let _lock = Lock::take(&settings.run_dir, NAME).map_err(NotReady::from)?;
     let store = ready::store(&place)?;
 
     let domid = place.domid();
@@ -91,12 +83,6 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         Ok(End::Service(Ok(()))) | Err(_) => {
             Err(Failure::Failed(anyhow!("the service of disks has ended")))
         }
-    }
-}
-
-fn tell(state: &str) {
-    if let Err(error) = notify(state) {
-        log::warn!("systemd cannot be told {state}: {error}");
     }
 }
 

@@ -1,0 +1,183 @@
+//! The daemon's life.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Sender};
+
+use anyhow::{Context, anyhow};
+use parapet::daemon::{Failure, ListenError, Listening, Lock, LockError, signals, tell};
+use parapet_hypervisor::block_on;
+use parapet_hypervisor::seam::{Channel as _, Tasks};
+use parapet_hypervisor::xen::{self, Channel, KernelXenstore, Threads, Xen};
+use parapet_xen_sys::event_channel::Virq;
+use parapet_xen_sys::{DomId, Port};
+use parapet_xenstore::host;
+use parapet_xenstore::server::daemon::{Daemon, Handle};
+use parapet_xenstore::server::socket;
+use parapet_xenstore::store::Store;
+
+use crate::cli::NAME;
+use crate::domains::{NoDomains, XenDomains};
+
+/// What the command line chose.
+pub(crate) struct Settings {
+    pub(crate) run_dir: PathBuf,
+    pub(crate) no_domains: bool,
+}
+
+/// Why the host is not ready.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotReady {
+    /// No Xen, no module, no permission.
+    #[error("{0}, or serve the socket alone by --no-domains")]
+    NoXen(xen::NotReady),
+    /// There is Xen, and something else is amiss.
+    #[error(transparent)]
+    Xen(xen::NotReady),
+    /// Another daemon, or no place for a lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// No socket.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+impl From<xen::NotReady> for NotReady {
+    fn from(reason: xen::NotReady) -> Self {
+        match reason {
+            xen::NotReady::NoXen { .. } => NotReady::NoXen(reason),
+            _ => NotReady::Xen(reason),
+        }
+    }
+}
+
+impl From<NotReady> for Failure {
+    fn from(reason: NotReady) -> Self {
+        Failure::NotReady(reason.into())
+    }
+}
+
+/// What is there of a Xen host.
+struct Host {
+    domains: XenDomains,
+    /// Domain 0's kernel waits at this port.
+    kernel: Port,
+    /// Something has happened to some domain.
+    news: Channel,
+}
+
+impl Host {
+    fn open() -> Result<(Threads, Self), NotReady> {
+        // One thread: there is one store.
+        let xen = Xen::with_workers(DomId::ZERO, 1)?;
+        let domains = xen::Domains::open()?;
+        let threads = xen.threads().clone();
+        let host = Host {
+            kernel: KernelXenstore::open()?.port(),
+            news: threads.bind_virq(Virq::DomExc)?,
+            domains: XenDomains { xen, domains },
+        };
+        Ok((threads, host))
+    }
+}
+
+/// What ends the daemon.
+enum End {
+    Signal(&'static str),
+    Daemon,
+}
+
+/// Says so when it is dropped, be it by a panic.
+struct AtTheEnd(Sender<End>);
+
+impl Drop for AtTheEnd {
+    fn drop(&mut self) {
+        // Who does not listen any more is ending already.
+        drop(self.0.send(End::Daemon));
+    }
+}
+
+/// Serves until a signal comes.
+pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
+    let (threads, host) = match settings.no_domains {
+        true => (Threads::start(1).map_err(NotReady::from)?, None),
+        false => {
+            let (threads, host) = Host::open()?;
+            (threads, Some(host))
+        }
+    };
+    let _lock = Lock::take(&settings.run_dir, NAME).map_err(NotReady::from)?;
+    let path = host::default_path();
+    let listening = Listening::open(&path).map_err(NotReady::from)?;
+
+    let (ends, ended) = mpsc::channel();
+    signals({
+        let ends = ends.clone();
+        move |signal| drop(ends.send(End::Signal(signal)))
+    })
+    .context("signals cannot be caught")
+    .map_err(Failure::Failed)?;
+
+    let at_the_end = AtTheEnd(ends);
+    let run = |daemon: Daemon| {
+        threads.spawn(async move {
+            let _at_the_end = at_the_end;
+            daemon.run().await;
+        });
+    };
+    let on_xen = host.is_some();
+    let xenstored = match host {
+        None => {
+            let (daemon, xenstored) = Daemon::of(Store::default(), NoDomains);
+            run(daemon);
+            xenstored
+        }
+        Some(Host {
+            domains,
+            kernel,
+            news,
+        }) => {
+            let (daemon, xenstored) = Daemon::of(Store::default(), domains);
+            run(daemon);
+            threads.spawn(tell_news(news, xenstored.clone()));
+            block_on(xenstored.introduce(DomId::ZERO, kernel))
+                .map_err(|_| anyhow!("domain 0's kernel cannot be connected: see the log"))
+                .map_err(Failure::Failed)?;
+            xenstored
+        }
+    };
+    let accept = listening
+        .listener()
+        .and_then(|listener| socket::accept(threads.clone(), listener, xenstored))
+        .context("the socket cannot be used")
+        .map_err(Failure::Failed)?;
+    threads.spawn(accept);
+    match on_xen {
+        true => log::info!("serves the domains of this host, and {}", path.display()),
+        false => log::info!("serves {}", path.display()),
+    }
+    tell("READY=1");
+
+    let end = ended.recv();
+    tell("STOPPING=1");
+    match end {
+        Ok(End::Signal(signal)) if on_xen => {
+            log::warn!("stopped by {signal}: this host has no xenstore until it is booted again");
+            Ok(())
+        }
+        Ok(End::Signal(signal)) => {
+            log::info!("stopped by {signal}");
+            Ok(())
+        }
+        Ok(End::Daemon) | Err(_) => Err(Failure::Failed(anyhow!(
+            "the store is gone by a fault of its own: see the log"
+        ))),
+    }
+}
+
+/// Has xenstored look around whenever something happened to some domain.
+async fn tell_news(news: Channel, xenstored: Handle) {
+    loop {
+        news.wait().await;
+        xenstored.look_around();
+    }
+}
