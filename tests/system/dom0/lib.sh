@@ -212,6 +212,32 @@ end_daemon() {
     wait "$_pid"
 }
 
+## try PROGRAM [COMMAND...]   runs a daemon of ours that is not to begin, by COMMAND
+try() {
+    _program=$1
+    shift
+    _status=0
+    timeout -s KILL 30 "$@" "$_program" >/run/case/said 2>&1 || _status=$?
+    echo $_status >/run/case/ended
+}
+
+## not_ready WORDS PATTERN   what try led to: status 2, and one line that says so
+not_ready() {
+    cat /run/case/said
+    expect "exit status: $1" "$(cat /run/case/ended)" = 2
+    expect "lines: $1" "$(wc -l </run/case/said)" = 1
+    check "$1: the line says so" grep -qE "^$_program: .*$2" /run/case/said
+}
+
+## without DEVICE COMMAND... with the device hidden; it is there again whatever comes of it
+without() {
+    mv "/dev/xen/$1" /dev/hidden
+    _hidden=$1
+    shift
+    "$@"
+    mv /dev/hidden "/dev/xen/$_hidden"
+}
+
 # xen_says KEY: what Xen prints for one of its debug keys.
 xen_says() {
     xl dmesg -c >/dev/null
