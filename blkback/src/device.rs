@@ -43,6 +43,7 @@ use crate::limit::{Limit, Pace};
 use crate::negotiation::{Assignment, BadKey, Offer};
 use crate::queue::{ImageOf, QueueError};
 use crate::report::{Disk, Record, Stage};
+use crate::turns::Turns;
 use connection::Changes;
 
 /// How all disks are served.
@@ -64,6 +65,8 @@ pub(crate) struct Device<P: seam::Backend> {
     path: String,
     options: Options,
     budget: Budget,
+    /// For transactions: a domain may have only so many at once.
+    turns: Turns,
     record: Record,
     complaints: Limit,
     connections: Limit,
@@ -153,6 +156,7 @@ impl<P: seam::Backend> Device<P> {
         path: String,
         options: Options,
         budget: Budget,
+        turns: Turns,
         record: Record,
     ) -> Self {
         let limit = || Limit::new(format!("vbd {}", record.vbd()));
@@ -164,6 +168,7 @@ impl<P: seam::Backend> Device<P> {
             path,
             options,
             budget,
+            turns,
             record,
         }
     }
@@ -175,7 +180,11 @@ impl<P: seam::Backend> Device<P> {
     /// # Errors
     /// The xenstore's.
     pub(crate) async fn serve(self) -> Result<(), client::Error> {
-        let outcome = match Backend::open(&self.store, &self.path).await {
+        let outcome = match self
+            .turns
+            .take(Backend::open(&self.store, &self.path))
+            .await
+        {
             Ok(backend) => self.live(backend).await,
             Err(error) => Err(error.into()),
         };
@@ -201,16 +210,15 @@ impl<P: seam::Backend> Device<P> {
     /// Writes our state, whatever it was, if the device is still there.
     async fn put(&self, state: XenbusState) -> Result<(), client::Error> {
         let path = &self.path;
-        self.store
-            .transaction(|tx| async move {
-                let own = Keys::new(tx.clone(), path.clone());
-                match tx.read(&own.path("state")).await {
-                    Ok(_) => own.set("state", u32::from(state)).await,
-                    Err(error) if error.is_not_found() => Ok(()),
-                    Err(error) => Err(error),
-                }
-            })
-            .await
+        let written = self.store.transaction(|tx| async move {
+            let own = Keys::new(tx.clone(), path.clone());
+            match tx.read(&own.path("state")).await {
+                Ok(_) => own.set("state", u32::from(state)).await,
+                Err(error) if error.is_not_found() => Ok(()),
+                Err(error) => Err(error),
+            }
+        });
+        self.turns.take(written).await
     }
 
     /// Takes note of an error, and logs it at a limited rate: a frontend may cause one at each
@@ -234,7 +242,7 @@ impl<P: seam::Backend> Device<P> {
         let (image, offer) = match self.open_image(&backend, &orders, &mut changes).await {
             Ok(Some(opened)) => opened,
             Ok(None) => {
-                let closing = backend.close().await?;
+                let closing = self.turns.take(backend.close()).await?;
                 return self.give_up(closing, &orders, &mut changes).await;
             }
             Err(error) => {
@@ -249,17 +257,16 @@ impl<P: seam::Backend> Device<P> {
         let mut pace = Pace::default();
         loop {
             let keys = offer.keys();
-            let waiting = backend
-                .announce(|own| {
-                    let keys = keys.clone();
-                    async move {
-                        for (key, value) in keys {
-                            own.set(key, value).await?;
-                        }
-                        Ok(())
+            let announced = backend.announce(|own| {
+                let keys = keys.clone();
+                async move {
+                    for (key, value) in keys {
+                        own.set(key, value).await?;
                     }
-                })
-                .await?;
+                    Ok(())
+                }
+            });
+            let waiting = self.turns.take(announced).await?;
             self.record.stage(Stage::Waiting);
             let outcome = self
                 .one_connection(waiting, &image, scripted, &mut changes)
@@ -310,7 +317,7 @@ impl<P: seam::Backend> Device<P> {
             if self.made_anew(&closed, &orders).await? {
                 return Ok(());
             }
-            backend = closed.reopen().await?;
+            backend = self.turns.take(closed.reopen()).await?;
         }
     }
 
@@ -324,7 +331,7 @@ impl<P: seam::Backend> Device<P> {
         if self.made_anew(&closing, orders).await? {
             return Ok(None);
         }
-        let closed = closing.closed_first().await?;
+        let closed = self.turns.take(closing.closed_first()).await?;
         // Once more, for one that came in between, and that we called closed by mistake.
         Ok(match self.made_anew(&closed, orders).await? {
             true => None,
@@ -400,11 +407,13 @@ impl<P: seam::Backend> Device<P> {
         changes: &mut Changes,
     ) -> Result<Option<Backend<Closing>>, DeviceError> {
         self.record.stage(Stage::Closed);
-        backend.hotplug_failed(&words(error)).await?;
+        self.turns
+            .take(backend.hotplug_failed(&words(error)))
+            .await?;
         Ok(Some(if scripted {
             // libxl looks for nothing but InitWait for ten seconds, then runs the script, which
             // finds the reason. No frontend gets further than its half of the handshake.
-            let waiting = backend.announce(async |_| Ok(())).await?;
+            let waiting = self.turns.take(backend.announce(async |_| Ok(()))).await?;
             while waiting.is_online().await?
                 && matches!(
                     frontend_state(&waiting).await?,
@@ -416,9 +425,9 @@ impl<P: seam::Backend> Device<P> {
                 }
                 changes.next().await?;
             }
-            waiting.close().await?
+            self.turns.take(waiting.close()).await?
         } else {
-            backend.close().await?
+            self.turns.take(backend.close()).await?
         }))
     }
 
@@ -451,7 +460,7 @@ impl<P: seam::Backend> Device<P> {
         let ended = Ended::Connection;
         loop {
             if !waiting.is_online().await? || is_back_at_the_beginning(&waiting).await? {
-                return Ok(ended(waiting.close().await?));
+                return Ok(ended(self.turns.take(waiting.close()).await?));
             }
             let script = match scripted {
                 true => script_outcome(waiting.own()).await?,
@@ -460,12 +469,12 @@ impl<P: seam::Backend> Device<P> {
             if let Some(Err(error)) = script {
                 // It will not be run again, whatever the frontend does.
                 self.report(&waiting, &error).await?;
-                return Ok(Ended::Device(waiting.close().await?));
+                return Ok(Ended::Device(self.turns.take(waiting.close()).await?));
             }
             match frontend_state(&waiting).await? {
                 XenbusState::Initialised | XenbusState::Connected if script.is_some() => break,
                 XenbusState::Closing | XenbusState::Closed => {
-                    return Ok(ended(waiting.close().await?));
+                    return Ok(ended(self.turns.take(waiting.close()).await?));
                 }
                 _ => changes.next().await?,
             }
@@ -474,7 +483,7 @@ impl<P: seam::Backend> Device<P> {
             Ok(running) => running,
             Err(error) => {
                 self.report(&waiting, &error).await?;
-                return Ok(ended(waiting.close().await?));
+                return Ok(ended(self.turns.take(waiting.close()).await?));
             }
         };
         let closing = self.see_to_its_end(waiting, &mut running, changes).await;

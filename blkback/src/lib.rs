@@ -40,3 +40,4 @@ pub mod report;
 pub mod request;
 pub mod service;
 pub mod stats;
+mod turns;

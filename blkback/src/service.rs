@@ -15,6 +15,7 @@ use parapet_xenstore::client::{self, Client};
 use crate::budget::Budget;
 use crate::device::{Device, Options};
 use crate::report::{Reports, Vbd};
+use crate::turns::Turns;
 
 /// What the service acts on.
 enum Event {
@@ -30,6 +31,13 @@ type Endings = mpsc::UnboundedSender<Vbd>;
 /// them. A toolstack takes a node that vanishes before it was seen to be closed for a failure, and
 /// says nothing when it has seen it.
 const AFTERLIFE: Duration = Duration::from_secs(1);
+
+/// Transactions at once. xenstored lets a domain without privileges have ten, of which others in
+/// our domain may want some.
+const TRANSACTIONS: usize = 4;
+
+/// How long a vbd is left alone after the xenstore refused us so that it could not even be closed.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What the nodes of a vbd that is not served say.
 enum Found {
@@ -51,6 +59,7 @@ pub struct Service<P: Backend> {
     store: Client,
     options: Options,
     budget: Budget,
+    turns: Turns,
     reports: Reports,
     /// `/local/domain/N/backend/vbd`.
     root: String,
@@ -64,6 +73,7 @@ impl<P: Backend> Service<P> {
             place,
             store,
             budget: Budget::new(options.persistent_pages),
+            turns: Turns::new(TRANSACTIONS),
             options,
             reports: Reports::default(),
         }
@@ -97,7 +107,7 @@ impl<P: Backend> Service<P> {
             });
             match event.await? {
                 Event::Changed(path) => match self.vbd_of(&path) {
-                    Some(vbd) => self.look_at(vbd, &ended, false).await?,
+                    Some(vbd) => self.see_to(vbd, &ended, false).await?,
                     None => {
                         self.look_at_all(&ended, first).await?;
                         first = false;
@@ -106,7 +116,7 @@ impl<P: Backend> Service<P> {
                 Event::Ended(vbd) => {
                     self.reports.end(|ended| ended == vbd);
                     // Should the toolstack have made it anew meanwhile, nothing else would tell.
-                    self.look_at(vbd, &ended, false).await?;
+                    self.see_to(vbd, &ended, false).await?;
                 }
             }
         }
@@ -115,11 +125,13 @@ impl<P: Backend> Service<P> {
     /// The vbd that a path below our directory is about.
     fn vbd_of(&self, path: &str) -> Option<Vbd> {
         let mut parts = path.strip_prefix(&self.root)?.strip_prefix('/')?.split('/');
+        let (frontend, number) = (parts.next()?, parts.next()?);
         let vbd = Vbd {
-            frontend: DomId(parts.next()?.parse().ok()?),
-            number: parts.next()?.parse().ok()?,
+            frontend: DomId(frontend.parse().ok()?),
+            number: number.parse().ok()?,
         };
-        Some(vbd)
+        // Spelled otherwise it is another node, and nobody's disk.
+        (vbd.to_string() == format!("{frontend}/{number}")).then_some(vbd)
     }
 
     /// Looks at all there is: at first, and whenever an event names no vbd.
@@ -128,7 +140,7 @@ impl<P: Backend> Service<P> {
             let folder = format!("{}/{domid}", self.root);
             for number in self.list(&folder).await? {
                 if let Some(vbd) = self.vbd_of(&format!("{folder}/{number}")) {
-                    self.look_at(vbd, ended, first).await?;
+                    self.see_to(vbd, ended, first).await?;
                 }
             }
         }
@@ -137,8 +149,14 @@ impl<P: Backend> Service<P> {
 
     async fn list(&self, path: &str) -> Result<Vec<String>, client::Error> {
         match self.store.list(path).await {
-            Err(error) if error.is_not_found() => Ok(Vec::new()),
-            names => names,
+            Ok(names) => Ok(names),
+            Err(error @ client::Error::Broken(_)) => Err(error),
+            Err(error) => {
+                if !error.is_not_found() {
+                    log::warn!("{path} is not looked at: {error}");
+                }
+                Ok(Vec::new())
+            }
         }
     }
 
@@ -155,7 +173,7 @@ impl<P: Backend> Service<P> {
         }
     }
 
-    async fn find(&self, vbd: Vbd) -> Result<Found, client::Error> {
+    async fn find(&self, vbd: Vbd, first: bool) -> Result<Found, client::Error> {
         let path = self.path(vbd);
         let Some(state) = self.read(&format!("{path}/state")).await? else {
             return Ok(Found::Nothing);
@@ -164,17 +182,31 @@ impl<P: Backend> Service<P> {
         Ok(match state.as_str() {
             _ if online.as_deref() == Some("0") => Found::Unwanted,
             "1" => Found::New,
+            // A backend before us had nothing of the frontend's, and would have gone on like this.
+            "2" | "6" if first && online.as_deref() == Some("1") => Found::New,
             "6" => Found::Closed,
             _ => Found::Left(state),
         })
     }
 
-    /// Does what is due for a vbd that is not served.
+    /// Does what is due for a vbd that is not served. What the xenstore refuses for one vbd is no
+    /// reason not to serve the others.
+    async fn see_to(&self, vbd: Vbd, ended: &Endings, first: bool) -> Result<(), client::Error> {
+        match self.look_at(vbd, ended, first).await {
+            Ok(()) => Ok(()),
+            Err(error @ client::Error::Broken(_)) => Err(error),
+            Err(error) => {
+                log::warn!("vbd {vbd}: {error}");
+                Ok(())
+            }
+        }
+    }
+
     async fn look_at(&self, vbd: Vbd, ended: &Endings, first: bool) -> Result<(), client::Error> {
         if self.reports.is_alive(vbd) {
             return Ok(());
         }
-        match self.find(vbd).await? {
+        match self.find(vbd, first).await? {
             Found::New => self.serve(vbd, ended),
             Found::Unwanted => self.let_go(vbd).await?,
             Found::Left(state) if first => log::warn!(
@@ -195,12 +227,19 @@ impl<P: Backend> Service<P> {
             self.path(vbd),
             self.options,
             self.budget.clone(),
+            self.turns.clone(),
             self.reports.begin(vbd),
         );
         let ended = ended.clone();
+        let place = self.place.clone();
         self.place.spawn(async move {
-            if let Err(error) = device.serve().await {
-                log::debug!("vbd {vbd}: {error}");
+            match device.serve().await {
+                Ok(()) => {}
+                Err(error @ client::Error::Broken(_)) => log::debug!("vbd {vbd}: {error}"),
+                Err(error) => {
+                    log::warn!("vbd {vbd}: it cannot be closed: {error}");
+                    place.sleep(PAUSE).await;
+                }
             }
             // The service may be gone.
             let _ = ended.unbounded_send(vbd);
@@ -214,23 +253,30 @@ impl<P: Backend> Service<P> {
         let state = format!("{path}/state");
         let closed = u32::from(XenbusState::Closed).to_string();
         let (state, closed) = (&state, &closed);
-        self.store
-            .transaction(|tx| async move {
-                match tx.read(state).await {
-                    Ok(now) if now == closed.as_bytes() => Ok(()),
-                    Ok(_) => tx.write(state, closed).await,
-                    Err(error) if error.is_not_found() => Ok(()),
-                    Err(error) => Err(error),
-                }
-            })
-            .await?;
+        let written = self.store.transaction(|tx| async move {
+            match tx.read(state).await {
+                Ok(now) if now == closed.as_bytes() => Ok(()),
+                Ok(_) => tx.write(state, closed).await,
+                Err(error) if error.is_not_found() => Ok(()),
+                Err(error) => Err(error),
+            }
+        });
+        self.turns.take(written).await?;
         self.forget_error(vbd).await?;
         if self.place.domid() != DomId::ZERO {
             let (place, store) = (self.place.clone(), self.store.clone());
+            let (turns, folder) = (
+                self.turns.clone(),
+                format!("{}/{}", self.root, vbd.frontend),
+            );
             self.place.spawn(async move {
                 place.sleep(AFTERLIFE).await;
-                if let Err(error) = remove_if_unwanted(&store, &path).await {
+                if let Err(error) = turns.take(remove_if_unwanted(&store, &path)).await {
                     log::warn!("{path} cannot be removed: {error}");
+                }
+                // Which a toolstack may want to keep for itself.
+                if let Err(error) = turns.take(remove_if_empty(&store, &folder)).await {
+                    log::debug!("{folder} cannot be removed: {error}");
                 }
             });
         }
@@ -249,7 +295,7 @@ impl<P: Backend> Service<P> {
                 false => Ok(()),
             }
         });
-        match forgotten.await {
+        match self.turns.take(forgotten).await {
             Err(error) if error.is_not_found() => Ok(()),
             forgotten => forgotten,
         }
@@ -264,6 +310,20 @@ async fn remove_if_unwanted(store: &Client, path: &str) -> Result<(), client::Er
         match (state.as_slice(), online.as_slice()) {
             (b"6", b"0") => tx.remove(path).await,
             _ => Ok(()),
+        }
+    });
+    match removed.await {
+        Err(error) if error.is_not_found() => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Removes a directory that has nothing in it.
+async fn remove_if_empty(store: &Client, path: &str) -> Result<(), client::Error> {
+    let removed = store.transaction(|tx| async move {
+        match tx.list(path).await?.is_empty() {
+            true => tx.remove(path).await,
+            false => Ok(()),
         }
     });
     match removed.await {

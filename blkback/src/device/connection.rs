@@ -191,7 +191,7 @@ impl<P: seam::Backend> Device<P> {
         running: &mut Running,
         changes: &mut Changes,
     ) -> Result<Backend<Closing>, DeviceError> {
-        let connected = waiting.connect(async |_| Ok(())).await?;
+        let connected = self.turns.take(waiting.connect(async |_| Ok(()))).await?;
         let mut standing = Standing::Serving;
         while standing == Standing::Serving && connected.is_online().await? {
             standing = running.next(&connected, changes).await?;
@@ -200,7 +200,7 @@ impl<P: seam::Backend> Device<P> {
             self.report(&connected, &error).await?;
         }
         // The toolstack asks the frontend to go by this very state, which we may have overwritten.
-        let closing = connected.close().await?;
+        let closing = self.turns.take(connected.close()).await?;
         while standing != Standing::Over {
             standing = running.next(&closing, changes).await?;
         }

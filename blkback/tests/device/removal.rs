@@ -176,4 +176,84 @@ fn in_a_driver_domain_the_backend_removes_its_directory_itself() {
     }
     drop(front);
     host.nothing_is_left(&vbd);
+    let (guest, _) = vbd.back.rsplit_once('/').unwrap();
+    let mut watch: Watch = block_on(host.store.watch(guest)).unwrap();
+    while host.exists(guest) {
+        block_on(watch.next()).unwrap();
+    }
+}
+
+#[test]
+fn a_driver_domain_serves_sixty_disks_within_its_quotas() {
+    let host = boot_driver_domain();
+    // 128 watches, 10 transactions at once.
+    let vbds: Vec<Vbd> = (0..60)
+        .map(|disk| host.attach(51712 + 16 * disk, "null:1G", "w"))
+        .collect();
+    for vbd in &vbds {
+        host.wait(vbd, "2");
+    }
+    works(&mut host.connect(&host.attach(9999, "memory:1M", "w")));
+    for vbd in &vbds {
+        host.detach(vbd);
+    }
+    let folder = format!("/local/domain/{}/backend/vbd", host.backend.domid());
+    let mut watch: Watch = block_on(host.store.watch(&folder)).unwrap();
+    for vbd in &vbds {
+        block_on(host.reports.ended(vbd.key));
+        assert_eq!(host.report(vbd).error, None);
+        while host.exists(&vbd.back) {
+            block_on(watch.next()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_daemon_that_starts_again_takes_up_what_was_not_connected() {
+    for state in ["2", "6"] {
+        let vbd = Vbd::new(DomId::ZERO, DomId(1), 51712);
+        let host = boot_after(|store| {
+            let keys = [("params", "memory:1M"), ("mode", "w"), ("state", state)];
+            make(store, &vbd, &keys);
+        });
+        works(&mut host.connect(&vbd));
+        host.destroy(&vbd);
+        host.nothing_is_left(&vbd);
+    }
+}
+
+#[test]
+fn a_frontend_that_left_before_the_daemon_started_again_is_closed_again_once() {
+    let vbd = Vbd::new(DomId::ZERO, DomId(1), 51712);
+    let host = boot_after(|store| {
+        let keys = [("params", "memory:1M"), ("mode", "w"), ("state", "6")];
+        make(store, &vbd, &keys);
+        block_on(store.write(&format!("{}/state", vbd.front), "6")).unwrap();
+    });
+    // That it was offered shows that it was taken up.
+    host.wait_for(&vbd, "sectors", "2048");
+    host.wait(&vbd, "6");
+    let other = host.attach(51728, "memory:1M", "w");
+    works(&mut host.connect(&other));
+    assert_eq!(host.get(&vbd.back, "state"), "6");
+    host.set(&vbd.front, "state", "1");
+    works(&mut host.connect(&vbd));
+}
+
+#[test]
+fn a_number_that_is_spelled_otherwise_is_nobodys_disk() {
+    let host = boot();
+    let vbd = host.attach(51712, "memory:1M", "w");
+    let mut front = host.connect(&vbd);
+    let (guest, _) = vbd.back.rsplit_once('/').unwrap();
+    for name in ["051712", "00", "5x", "-5"] {
+        host.set(&format!("{guest}/{name}"), "state", "1");
+    }
+    let other = host.attach(51728, "memory:1M", "w");
+    works(&mut host.connect(&other));
+    works(&mut front);
+    for name in ["051712", "00", "5x", "-5"] {
+        assert_eq!(host.get(&format!("{guest}/{name}"), "state"), "1");
+    }
+    assert_eq!(host.reports.all().len(), 2);
 }

@@ -124,7 +124,8 @@ pub struct End {
     own: Keys,
     other: Keys,
     other_domid: DomId,
-    watch: Watch,
+    /// On the other's state, once somebody waits for it: a domain may have only so many watches.
+    watch: Option<Watch>,
     /// The other's state when last looked at.
     seen: Option<XenbusState>,
 }
@@ -135,13 +136,12 @@ impl End {
         let other_path: String = own.get(other).await?;
         let other_domid = own.get(&format!("{other}-id")).await?;
         let other = Keys::new(client.clone(), other_path);
-        let watch = client.watch(&other.path("state")).await?;
         Ok(End {
             client: client.clone(),
             own,
             other,
             other_domid,
-            watch,
+            watch: None,
             seen: None,
         })
     }
@@ -171,8 +171,13 @@ impl End {
     /// # Errors
     /// Any [`Error`].
     pub async fn changed(&mut self) -> Result<XenbusState, Error> {
+        let watch = match &mut self.watch {
+            Some(watch) => watch,
+            // It begins with an event.
+            none => none.insert(self.client.watch(&self.other.path("state")).await?),
+        };
         loop {
-            self.watch.next().await?;
+            watch.next().await?;
             let state = self.other.state().await?;
             if self.seen.replace(state) != Some(state) {
                 return Ok(state);
