@@ -72,7 +72,7 @@ impl Place {
     }
 
     /// Starts it, and waits until it says that it serves.
-    fn start(&self, mut command: Command) -> Running {
+    fn start(&self, command: &mut Command) -> Running {
         let running = Running(Some(command.spawn().unwrap()));
         assert_eq!(self.told(), "READY=1");
         running
@@ -147,7 +147,7 @@ fn a_host_without_xen_is_told_of_the_way_without_domains() {
 #[test]
 fn the_socket_is_served_until_a_signal_comes() {
     let place = Place::new();
-    let running = place.start(place.daemon(&["--no-domains"]));
+    let running = place.start(&mut place.daemon(&["--no-domains"]));
     let mode = place.socket().metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let mut client = Client::connect(place.socket()).unwrap();
@@ -163,7 +163,7 @@ fn the_socket_is_served_until_a_signal_comes() {
 #[test]
 fn a_second_one_is_refused_and_a_killed_one_replaced() {
     let place = Place::new();
-    let mut first = place.start(place.daemon(&["--no-domains"]));
+    let mut first = place.start(&mut place.daemon(&["--no-domains"]));
     let error = place.refused(&["--no-domains"]);
     assert!(error.contains("runs already (process "), "{error}");
     // One that keeps its lock elsewhere.
@@ -178,7 +178,7 @@ fn a_second_one_is_refused_and_a_killed_one_replaced() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(place.socket().exists());
-    let second = place.start(place.daemon(&["--no-domains"]));
+    let second = place.start(&mut place.daemon(&["--no-domains"]));
     Client::connect(place.socket()).unwrap();
     second.stop(Signal::SIGINT);
 }
@@ -194,7 +194,7 @@ fn a_socket_that_systemd_hands_over_is_served_and_left() {
     command.args(["-c", script, PROGRAM, "--no-domains", "--run-dir"]);
     command.arg(place.path("run"));
     command.stdin(OwnedFd::from(listener));
-    let running = place.start(command);
+    let running = place.start(&mut command);
     let mut client = Client::connect(&path).unwrap();
     client.write("/a", "by systemd").unwrap();
     assert_eq!(client.read("/a").unwrap(), b"by systemd");
@@ -210,9 +210,26 @@ fn a_socket_that_systemd_hands_over_is_served_and_left() {
 }
 
 #[test]
+fn more_clients_are_served_than_a_shell_lets_files_be_open() {
+    let place = Place::new();
+    let mut command = place.command("sh");
+    let script = "ulimit -Sn 64; exec \"$0\" \"$@\"";
+    command.args(["-c", script, PROGRAM, "--no-domains", "--run-dir"]);
+    let running = place.start(command.arg(place.path("run")));
+    let mut clients: Vec<Client> = (0..100)
+        .map(|_| Client::connect(place.socket()).unwrap())
+        .collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.write(&format!("/clients/{n}"), "").unwrap();
+    }
+    assert_eq!(clients[0].list("/clients").unwrap().len(), 100);
+    running.stop(Signal::SIGTERM);
+}
+
+#[test]
 fn the_tools_of_debian_are_served() {
     let place = Place::new();
-    let running = place.start(place.daemon(&["--no-domains"]));
+    let running = place.start(&mut place.daemon(&["--no-domains"]));
     let tool = |name: &str, args: &[&str]| {
         let mut command = Command::new(name);
         command.env("XENSTORED_RUNDIR", place.path("xenstored"));

@@ -9,6 +9,7 @@
 
 pub mod blkback;
 mod command;
+mod limits;
 mod listen;
 mod lock;
 mod logging;
@@ -17,6 +18,7 @@ mod status;
 mod stop;
 
 pub use command::{Failure, completions, exit, level, tell};
+pub use limits::raise_open_files;
 pub use listen::{ListenError, Listening};
 pub use lock::{Lock, LockError};
 pub use logging::start_log;

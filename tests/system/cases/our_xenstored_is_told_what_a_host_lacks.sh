@@ -15,5 +15,5 @@ not_ready "no rights" "permission.*root"
 try parapet-xenstored
 not_ready "Xen's own xenstored" "DomExc.*another xenstored"
 check "that one is there still" xenstore-read /local/domain/0/domid
-try parapet-xenstored sh -c '"$0" --no-domains'
+try parapet-xenstored sh -c '"$0" --no-domains --run-dir /run/case/run'
 not_ready "its socket" "somebody listens at /run/xenstored/socket"

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use parapet::daemon::blkback::{NAME, Status};
-use parapet::daemon::{Failure, Lock, StatusSocket, signals, tell};
+use parapet::daemon::{Failure, Lock, StatusSocket, raise_open_files, signals, tell};
 use parapet_blkback::device::Options;
 use parapet_blkback::report::{Reports, Stage};
 use parapet_blkback::service::Service;
@@ -38,6 +38,7 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     let place = ready::place()?;
     ready::no_kernel_backend(Path::new("/sys"))?;
     let _lock = Lock::take(&settings.run_dir, NAME).map_err(NotReady::from)?;
+    raise_open_files();
     let store = ready::store(&place)?;
 
     let domid = place.domid();

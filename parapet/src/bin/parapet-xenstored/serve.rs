@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, Sender};
 
 use anyhow::{Context, anyhow};
-use parapet::daemon::{Failure, ListenError, Listening, Lock, LockError, signals, tell};
+use parapet::daemon::{
+    Failure, ListenError, Listening, Lock, LockError, raise_open_files, signals, tell,
+};
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::seam::{Channel as _, Tasks};
 use parapet_hypervisor::xen::{self, Channel, KernelXenstore, Threads, Xen};
@@ -106,6 +108,7 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         }
     };
     let _lock = Lock::take(&settings.run_dir, NAME).map_err(NotReady::from)?;
+    raise_open_files();
     let path = host::default_path();
     let listening = Listening::open(&path).map_err(NotReady::from)?;
 
