@@ -1,4 +1,5 @@
 # A stock PVH guest with disks in its xl.cfg reads, writes, flushes, keeps an ext2, and goes by xl destroy in mid-I/O.
+# machine: pvh
 blkback
 known_disk root 14
 known_disk data 4

@@ -1,5 +1,5 @@
 # On our xenstored xl creates a PV guest, lists it, attaches and detaches a disk, and shuts it down.
-# xenstored: ours
+# machine: ours
 blkback
 known_disk root 8
 known_disk more 8

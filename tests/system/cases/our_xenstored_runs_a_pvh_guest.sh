@@ -1,5 +1,5 @@
 # On our xenstored xl creates a PVH guest, attaches a disk, and destroys it; and sees another crash.
-# xenstored: ours
+# machine: ours
 blkback
 known_disk root 8
 known_disk more 8

@@ -1,4 +1,5 @@
 # A PVH guest that is shut down while it reads and writes two disks leaves nothing, and the next guest is served.
+# machine: pvh
 blkback
 known_disk a 4
 known_disk b 4

@@ -66,10 +66,10 @@ counted_by() {
 }
 
 ## sum FILE              of a file in domain 0
-sum() { sha256sum <"$1"; }
+sum() { md5sum <"$1"; }
 
 ## sum_in GUEST FILE     of a file or disk in a guest, read anew
-sum_in() { in_guest "$1" "sync; echo 3 >/proc/sys/vm/drop_caches; sha256sum <$2"; }
+sum_in() { in_guest "$1" "sync; echo 3 >/proc/sys/vm/drop_caches; md5sum <$2"; }
 
 ## io_under_way GUEST VDEV    reads and writes that go on in a guest, and are seen to
 io_under_way() {
@@ -97,7 +97,7 @@ reads_and_writes() {
     check "write to $2, and flush" in_guest "$1" \
         "dd if=/dev/urandom of=/tmp/new bs=64k count=32 && dd if=/tmp/new of=/dev/$2 bs=64k seek=16 conv=fsync,notrunc"
     expect "what $3 holds then, where it was written" \
-        "$(dd "if=$3" bs=64k skip=16 count=32 2>/dev/null | sha256sum)" = "$(sum_in "$1" /tmp/new)"
+        "$(dd "if=$3" bs=64k skip=16 count=32 2>/dev/null | md5sum)" = "$(sum_in "$1" /tmp/new)"
     expect "what all of $3 holds" "$(sum "$3")" = "$(sum_in "$1" "/dev/$2")"
     expect "flushes" "$(flushes "$(counters "$1" "$2")")" -gt "$(flushes "$_counted")"
     counts_agree "$1" "$2"
@@ -116,15 +116,15 @@ counts_agree() {
 keeps_files() {
     check "make $4, and copy files" in_guest "$1" "
         /bin/mke2fs -q -F -t $4 /dev/$2 && mount -t $4 /dev/$2 /mnt && cp -r /lib /mnt &&
-        (cd /mnt && find lib -type f -exec sha256sum {} + >sums) && umount /mnt"
+        (cd /mnt && find lib -type f -exec md5sum {} + >sums) && umount /mnt"
     check "the guest finds the file system clean" in_guest "$1" "e2fsck -f -n /dev/$2"
     check "the guest finds its files" in_guest "$1" "
         echo 3 >/proc/sys/vm/drop_caches
-        mount -t $4 -o ro /dev/$2 /mnt && cd /mnt && sha256sum -c sums >/tmp/sums && cd / && umount /mnt"
+        mount -t $4 -o ro /dev/$2 /mnt && cd /mnt && md5sum -c sums >/tmp/sums && cd / && umount /mnt"
     check "domain 0 finds the file system clean" e2fsck -f -n "$3"
     modprobe -a loop crc32c_generic ext4
     mount -t "$4" -o loop,ro "$3" /mnt || fail "domain 0 cannot mount $3"
-    (cd /mnt && sha256sum -c sums >/run/case/sums) || fail "files in $3: $(grep -v OK /run/case/sums)"
+    (cd /mnt && md5sum -c sums >/run/case/sums) || fail "files in $3: $(grep -v OK /run/case/sums)"
     umount /mnt
     expect "how many files there are" "$(wc -l </run/case/sums)" -gt 5
 }
@@ -149,12 +149,12 @@ both_at_once() {
         done
         wait; [ \"\$(cat /tmp/$2.status /tmp/$4.status)\" = \"\$(printf '0\n0')\" ]"
     in_guest "$1" "echo 3 >/proc/sys/vm/drop_caches
-        for disk in $2 $4; do dd if=/dev/\$disk bs=16k count=128 2>/dev/null | sha256sum >/tmp/\$disk.read & done; wait"
+        for disk in $2 $4; do dd if=/dev/\$disk bs=16k count=128 2>/dev/null | md5sum >/tmp/\$disk.read & done; wait"
     for _pair in "$2 $3" "$4 $5"; do
         _disk=${_pair% *}
         _written=$(sum_in "$1" "/tmp/$_disk")
         expect "what was read of $_disk" "$(in_guest "$1" "cat /tmp/$_disk.read")" = "$_written"
-        expect "what ${_pair#* } holds" "$(head -c 2097152 "${_pair#* }" | sha256sum)" = "$_written"
+        expect "what ${_pair#* } holds" "$(head -c 2097152 "${_pair#* }" | md5sum)" = "$_written"
     done
     in_guest "$1" "rm /tmp/$2* /tmp/$4*"
 }

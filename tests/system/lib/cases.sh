@@ -17,17 +17,30 @@ list_cases() {
     for name in $(all_cases); do printf "%-${width}s  %s\n" "$name" "$(describe "$name")"; done
 }
 
-# xenstored_of NAME: "ours" for a case with "# xenstored: ours" in its head, or else "stock".
-xenstored_of() {
+# Cases run on a machine of their kind, one after another: "# machine: NAME" in the head of a case says
+# which. "ours" has parapet-xenstored in place of Xen's; "stock", for those that say nothing, and
+# "pvh", whose cases need a PVH guest, have Xen's. Machines run beside each other.
+machine_of() {
     local named
-    named=$(sed -n 's/^# xenstored: *//p;/^[^#]/q' "$HERE/cases/$1.sh")
+    named=$(sed -n 's/^# machine: *//p;/^[^#]/q' "$HERE/cases/$1.sh")
     echo "${XENSTORED:-${named:-stock}}"
 }
 
-# cases_on XENSTORED: the chosen ones that are to be run on it.
+# machines: those that the chosen cases need; the one with the most to do is first.
+machines() {
+    local machine
+    for machine in stock pvh ours; do
+        [ -z "$(cases_on $machine)" ] || echo $machine
+    done
+}
+
+# xenstored_of MACHINE
+xenstored_of() { if [ "$1" = ours ]; then echo ours; else echo stock; fi; }
+
+# cases_on MACHINE: the chosen ones that are to be run on it.
 cases_on() {
     local name
-    for name in "${CHOSEN[@]}"; do [ "$(xenstored_of "$name")" != "$1" ] || echo "$name"; done
+    for name in "${CHOSEN[@]}"; do [ "$(machine_of "$name")" != "$1" ] || echo "$name"; done
 }
 
 # check_case NAME: ends the run if there is no such case.

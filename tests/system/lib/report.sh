@@ -67,10 +67,19 @@ lost() {
 
 # row NAME RESULT SECONDS REASON: one line of the table, printed as it comes.
 row() {
-    [ "${#ROWS[@]}" != 0 ] || table_line CASE RESULT SECONDS REASON
     ROWS+=("$1"$'\t'"$2"$'\t'"$3"$'\t'"$4")
     table_line "$@"
-    if [ "$2" = ok ]; then PASSED=$((PASSED + 1)); else FAILED=$((FAILED + 1)); fi
+}
+
+# collect FILE: the rows that a machine has left there.
+collect() {
+    local row name result rest
+    [ -e "$1" ] || return 0
+    while IFS= read -r row; do
+        ROWS+=("$row")
+        IFS=$'\t' read -r name result rest <<<"$row"
+        if [ "$result" = ok ]; then PASSED=$((PASSED + 1)); else FAILED=$((FAILED + 1)); fi
+    done <"$1"
 }
 
 table_line() {
