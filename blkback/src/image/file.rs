@@ -54,7 +54,7 @@ impl FileImage {
         // Looked at before it is opened: a FIFO would block.
         let metadata = std::fs::metadata(path).map_err(|error| opened.failed("found", error))?;
         opened.check_type(metadata.file_type())?;
-        let file = opened.file()?;
+        let file = opened.file(metadata.file_type().is_block_device())?;
         // Looked at again: the path may by now name another file.
         let metadata = file
             .metadata()
@@ -121,12 +121,19 @@ impl Opening<'_> {
     }
 
     /// Opened for direct I/O, if a sector can be read like that.
-    fn file(&self) -> Result<File, OpenError> {
+    ///
+    /// A device is opened to be written only if the kernel has it for nobody else: the locks that
+    /// keep images from other programs say nothing of one that is mounted.
+    fn file(&self, is_device: bool) -> Result<File, OpenError> {
+        let exclusive = match self.access {
+            Access::ReadWrite if is_device => libc::O_EXCL,
+            _ => 0,
+        };
         let open = |flags| {
             File::options()
                 .read(true)
                 .write(self.access == Access::ReadWrite)
-                .custom_flags(flags)
+                .custom_flags(flags | exclusive)
                 .open(self.path)
         };
         let direct = open(libc::O_DIRECT).and_then(|file| {

@@ -198,7 +198,7 @@ pub enum OpenError {
     },
     /// Somebody uses it.
     #[error("the disk image {} is in use by somebody else{}: stop that first", .path.display(),
-            if *.writing { "" } else { " who writes to it" })]
+            if *.writing { ", or mounted" } else { " who writes to it" })]
     Busy {
         /// The file.
         path: PathBuf,

@@ -6,13 +6,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// How long an answer may take to be sent or to come.
 const TIME: Duration = Duration::from_secs(5);
+
+/// How long nobody is answered after the host could not let somebody in: it has, say, no
+/// descriptor left.
+const PAUSE: Duration = Duration::from_secs(1);
 
 fn path_of(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.socket"))
@@ -47,7 +51,14 @@ impl StatusSocket {
             .name("status".into())
             .spawn(move || {
                 for stream in listener.incoming() {
-                    if let Err(error) = stream.and_then(|stream| answer(stream, &status())) {
+                    let told = match stream {
+                        Ok(stream) => answer(stream, &status()),
+                        Err(error) => {
+                            thread::sleep(PAUSE);
+                            Err(error)
+                        }
+                    };
+                    if let Err(error) = told {
                         log::debug!("somebody was not told the status: {error}");
                     }
                 }
@@ -56,11 +67,28 @@ impl StatusSocket {
     }
 }
 
-fn answer(mut stream: UnixStream, status: &impl Serialize) -> io::Result<()> {
-    stream.set_write_timeout(Some(TIME))?;
+fn answer(stream: UnixStream, status: &impl Serialize) -> io::Result<()> {
     let mut text = serde_json::to_vec(status)?;
     text.push(b'\n');
-    stream.write_all(&text)
+    send(stream, &text, TIME)
+}
+
+/// Sends all of `text` within `time`, however slowly it is read.
+fn send(mut stream: UnixStream, mut text: &[u8], time: Duration) -> io::Result<()> {
+    let end = Instant::now() + time;
+    while !text.is_empty() {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_write_timeout(Some(left))?;
+        match stream.write(text) {
+            Ok(sent) => text = text.get(sent..).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 impl Drop for StatusSocket {
@@ -127,4 +155,26 @@ pub fn ask<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<T, AskError
             _ => AskError::Host { name, path, source },
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_who_takes_his_time_does_not_get_more_of_it() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        // It never stops reading, and would take many minutes for all of it.
+        let reader = thread::spawn(move || {
+            let mut some = [0; 1024];
+            while theirs.read(&mut some).is_ok_and(|read| read > 0) {
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let text = vec![0; 64 << 20];
+        let error = send(ours, &text, Duration::from_millis(200)).unwrap_err();
+        let kinds = [ErrorKind::TimedOut, ErrorKind::WouldBlock];
+        assert!(kinds.contains(&error.kind()), "{error}");
+        drop(reader);
+    }
 }

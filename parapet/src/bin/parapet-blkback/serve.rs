@@ -10,7 +10,7 @@ use parapet::daemon::{Failure, Lock, StatusSocket, raise_open_files, signals, te
 use parapet_blkback::device::Options;
 use parapet_blkback::report::{Reports, Stage};
 use parapet_blkback::service::Service;
-use parapet_hypervisor::seam::{Identity, Tasks};
+use parapet_hypervisor::seam::{Clock, Identity, Tasks};
 use parapet_xenstore::client;
 
 use crate::ready::{self, NotReady};
@@ -26,6 +26,9 @@ impl From<NotReady> for Failure {
         Failure::NotReady(reason.into())
     }
 }
+
+/// How often to look for another backend.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What ends the daemon.
 enum End {
@@ -67,6 +70,7 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         let outcome = service.run().await;
         drop(ends.send(End::Service(outcome)));
     });
+    place.spawn(watch_for_kernel_backend(place.clone()));
     log::info!("serves the disks of domain {domid}'s guests");
     tell("READY=1");
 
@@ -84,6 +88,19 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         Ok(End::Service(Ok(()))) | Err(_) => {
             Err(Failure::Failed(anyhow!("the service of disks has ended")))
         }
+    }
+}
+
+/// Says so if somebody loads the kernel's backend while we run.
+async fn watch_for_kernel_backend(place: impl Clock) {
+    let mut there = false;
+    loop {
+        place.sleep(LOOK).await;
+        let found = ready::no_kernel_backend(Path::new("/sys"));
+        if let (false, Err(error)) = (there, &found) {
+            log::error!("{error}");
+        }
+        there = found.is_err();
     }
 }
 
