@@ -27,7 +27,7 @@ impl Server {
     ) -> Result<Vec<u8>, Errno> {
         match (command, arguments) {
             // A tree of shared nodes has no other record that could contradict it.
-            (b"check", _) => {}
+            (b"check", []) => {}
             (b"log", [b"on"]) => self.access_log = true,
             (b"log", [b"off"]) => self.access_log = false,
             (b"print", [text]) => log::info!("control: {}", text.escape_ascii()),

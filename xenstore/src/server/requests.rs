@@ -89,11 +89,14 @@ impl Server {
         world: &mut impl World,
     ) -> Result<Answer, Errno> {
         let operation = Operation::try_from(message.operation).map_err(|_| Errno::ENOSYS)?;
+        if matches!(operation, Operation::WatchEvent | Operation::Error) {
+            return Err(Errno::ENOSYS);
+        }
         if is_privileged(operation) && !self.store.caller(client)?.privileged {
             return Err(Errno::EACCES);
         }
         let tx = match operation {
-            Operation::Watch | Operation::Unwatch | Operation::Control => TransactionId::NONE,
+            Operation::Watch | Operation::Unwatch => TransactionId::NONE,
             _ => TransactionId(message.tx_id),
         };
         if !self.store.has(client, tx) {

@@ -255,7 +255,8 @@ impl<'a> Request<'a> {
                 let [path, offset] = several(payload, true)?;
                 Request::DirectoryPart {
                     path,
-                    offset: usize::try_from(number(offset)).unwrap_or(usize::MAX),
+                    // As an `unsigned int`.
+                    offset: usize::try_from(number(offset) as u32).unwrap_or(usize::MAX),
                 }
             }
             Operation::WatchEvent
