@@ -5,10 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::thread;
 
-use futures_channel::oneshot;
-use parapet_hypervisor::host::Lease;
+use parapet_hypervisor::host::{Lease, aside};
 
 use super::{Access, FileImage, Image, MemoryImage, NullImage, SECTOR_SIZE};
 
@@ -135,21 +133,17 @@ impl Spec {
         let Spec::File(path) = self else {
             return self.open(access);
         };
-        let (opened, opening) = oneshot::channel();
         let spec = Spec::File(path.clone());
-        let started = thread::Builder::new().name("open".into()).spawn(move || {
-            // An image that nobody waits for any more is closed at once.
-            drop(opened.send(spec.open(access)));
-        });
         let failed = |source| OpenError::Host {
             path,
             what: "opened",
             source,
         };
-        match started {
-            Ok(_) => match opening.await {
-                Ok(opened) => opened,
-                Err(oneshot::Canceled) => Err(failed(io::ErrorKind::Other.into())),
+        // An image that nobody waits for any more is closed at once.
+        match aside(move || spec.open(access)) {
+            Ok(opening) => match opening.await {
+                Some(opened) => opened,
+                None => Err(failed(io::ErrorKind::Other.into())),
             },
             Err(error) => Err(failed(error)),
         }

@@ -16,12 +16,15 @@
 //! * [`transfer`] is the synchronous way, for files that are memory (tmpfs), where a system call
 //!   is faster than any queue, and for hosts that forbid io_uring.
 //! * [`Ram`] is memory of the host's own to play a disk.
+//! * [`aside`] does on a thread of its own what may never end.
 
+mod aside;
 mod lease;
 mod ram;
 mod transfer;
 mod uring;
 
+pub use aside::aside;
 pub use lease::{Lease, Page};
 pub use ram::Ram;
 pub use transfer::transfer;
