@@ -337,7 +337,7 @@ impl<T> Running<'_, T> {
             Ok(())
         });
         self.domain.destroy_blocking();
-        self.host.xenstored.release(domid);
+        block_on(self.host.xenstored.release(domid));
         detached.and(block_on(self.host.toolstack.forget(domid)))
     }
 }

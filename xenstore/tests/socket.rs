@@ -30,6 +30,7 @@ use tempfile::TempDir;
 /// A machine whose domain 0 runs xenstored.
 struct Host {
     hypervisor: Hypervisor,
+    domain_0: Domain,
     xenstored: Handle,
     dir: TempDir,
 }
@@ -39,7 +40,7 @@ impl Host {
         let hypervisor = Hypervisor::new(Default::default()).unwrap();
         let domain_0 = hypervisor.create(DomainConfig::default()).unwrap();
         let (daemon, xenstored) =
-            Daemon::new(domain_0.clone(), Store::default(), |domid| domid.0 < 9);
+            Daemon::new(domain_0.clone(), Store::default(), |domid| domid.0 < 999);
         domain_0.spawn(daemon.run());
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
@@ -47,6 +48,7 @@ impl Host {
         domain_0.spawn(accept);
         Host {
             hypervisor,
+            domain_0,
             xenstored,
             dir,
         }
@@ -148,9 +150,22 @@ fn guests_over_rings_and_clients_by_sockets_see_one_store() {
     assert_eq!(local.read(&path).unwrap(), b"hello");
     let refused = block_on(client.write("/tool/x", "")).unwrap_err();
     assert_eq!(refused.errno(), Some(Errno::EACCES));
-    host.xenstored.release(guest.domid());
+    block_on(host.xenstored.release(guest.domid()));
     assert_eq!(local.next_event().unwrap().path, path);
     assert!(local.read(&path).unwrap_err().is_not_found());
+}
+
+#[test]
+fn what_was_mapped_of_a_guest_is_gone_once_its_release_is_done() {
+    let host = Host::new();
+    for _ in 0..200 {
+        let (guest, client) = host.guest();
+        block_on(client.write("data", "")).unwrap();
+        assert_eq!(host.domain_0.mappings(), 1);
+        block_on(host.xenstored.release(guest.domid()));
+        assert_eq!(host.domain_0.mappings(), 0);
+        guest.destroy_blocking();
+    }
 }
 
 #[test]

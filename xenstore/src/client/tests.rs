@@ -244,7 +244,7 @@ fn a_released_domain_leaves_its_nodes_behind_for_nobody() {
         let local = Client::start(&host, xenstored.connect());
         let mut watch = local.watch("@releaseDomain").await.unwrap();
         watch.next().await.unwrap();
-        xenstored.release(DomId(5));
+        xenstored.release(DomId(5)).await;
         assert_eq!(watch.next().await.unwrap().path, "@releaseDomain");
         assert!(
             local

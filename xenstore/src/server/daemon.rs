@@ -173,7 +173,7 @@ impl World for Hub {
 enum Command {
     Introduce(DomId, Port, Arc<Mailbox<Result<(), Errno>>>),
     ShutDown(DomId),
-    Release(DomId),
+    Release(DomId, Arc<Mailbox<()>>),
     LookAround,
     Connect(Box<dyn Transport>),
 }
@@ -207,9 +207,13 @@ impl Handle {
         self.order(Command::ShutDown(domid));
     }
 
-    /// A domain is gone, introduced or not: so are its nodes.
-    pub fn release(&self, domid: DomId) {
-        self.order(Command::Release(domid));
+    /// A domain is gone, introduced or not: so are its nodes. Once this is done its page is mapped
+    /// no more, and its port not bound.
+    pub async fn release(&self, domid: DomId) {
+        let reply = Mailbox::new();
+        self.order(Command::Release(domid, reply.clone()));
+        // Without a xenstored nothing of it is left, either.
+        poll_fn(|cx| reply.poll_take(cx)).await;
     }
 
     /// Something has happened to some domain: looks at how each fares, and does for those that
@@ -295,7 +299,10 @@ impl Daemon {
                 reply.put(introduced.map(|_| ()));
             }
             Command::ShutDown(domid) => self.server.shut_down(domid),
-            Command::Release(domid) => self.server.release(domid, &mut self.hub),
+            Command::Release(domid, reply) => {
+                self.server.release(domid, &mut self.hub);
+                reply.put(());
+            }
             Command::LookAround => self.server.look_around(&mut self.hub),
             Command::Connect(transport) => {
                 let client = self.server.connect_local();
@@ -383,8 +390,10 @@ impl Drop for Daemon {
 /// Nobody obeys these commands any more.
 fn refuse(commands: &Mailbox<Command>) {
     while let Some(command) = commands.take() {
-        if let Command::Introduce(_, _, reply) = command {
-            reply.close();
+        match command {
+            Command::Introduce(_, _, reply) => reply.close(),
+            Command::Release(_, reply) => reply.close(),
+            Command::ShutDown(_) | Command::LookAround | Command::Connect(_) => {}
         }
     }
 }
