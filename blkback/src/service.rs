@@ -96,7 +96,7 @@ impl<P: Backend> Service<P> {
         loop {
             let mut next_ending = endings.recv();
             let event = poll_fn(|cx| {
-                if let Poll::Ready(event) = watch.poll_next(cx) {
+                if let Poll::Ready(event) = watch.poll_event(cx) {
                     return Poll::Ready(event.map(|event| Event::Changed(event.path)));
                 }
                 // We hold a sender, so there is no end.

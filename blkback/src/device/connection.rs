@@ -95,7 +95,7 @@ impl Changes {
                 return Poll::Ready(Ok(Some(output)));
             }
             for watch in &mut self.0 {
-                if let Poll::Ready(event) = watch.poll_next(cx) {
+                if let Poll::Ready(event) = watch.poll_event(cx) {
                     return Poll::Ready(event.map(|_| None));
                 }
             }

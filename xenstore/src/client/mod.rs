@@ -8,7 +8,46 @@
 //!
 //! A [`Client`] is a handle that any number of tasks may have a clone of; the connection itself
 //! belongs to one task, the pump. [`Client::over_ring`] makes both of a guest's xenstore page;
-//! [`blocking`] has a client for tools, over the unix socket.
+//! [`blocking`] has a client for tools, over the unix socket. Both have the same verbs, and of the
+//! same names.
+//!
+//! ```
+//! use futures_util::StreamExt;
+//! use parapet_hypervisor::block_on;
+//! use parapet_hypervisor::loopback::{DomainConfig, Hypervisor};
+//! use parapet_hypervisor::seam::Tasks;
+//! use parapet_xenstore::client::{Client, Error};
+//! use parapet_xenstore::server::daemon::Daemon;
+//! use parapet_xenstore::store::Store;
+//!
+//! let hypervisor = Hypervisor::new(Default::default()).unwrap();
+//! let domain_0 = hypervisor.create(DomainConfig::default()).unwrap();
+//! let (daemon, xenstored) = Daemon::new(domain_0.clone(), Store::default(), |_| true);
+//! domain_0.spawn(daemon.run());
+//!
+//! let client = Client::start(&domain_0, xenstored.connect());
+//! block_on(async {
+//!     let watch = client.watch("/jobs").await?;
+//!     let count = client
+//!         .transaction(|tx| async move {
+//!             tx.write("/jobs/first", "waiting").await?;
+//!             tx.write("/jobs/second", "waiting").await?;
+//!             Ok(tx.list("/jobs").await?.len())
+//!         })
+//!         .await?;
+//!     assert_eq!(count, 2);
+//!
+//!     // A watch is a stream, which begins with its own path.
+//!     let events: Vec<_> = watch.take(3).collect().await;
+//!     let paths = events.into_iter().map(|event| event.map(|event| event.path));
+//!     let paths: Result<Vec<_>, Error> = paths.collect();
+//!     assert_eq!(paths?, ["/jobs", "/jobs/first", "/jobs/second"]);
+//!
+//!     assert!(client.read("/none").await.unwrap_err().is_not_found());
+//!     Ok::<_, Error>(())
+//! })?;
+//! # Ok::<_, Error>(())
+//! ```
 
 #[cfg(feature = "std")]
 pub mod blocking;
@@ -16,6 +55,7 @@ mod pump;
 mod reply;
 #[cfg(test)]
 mod tests;
+mod verbs;
 mod watch;
 
 use alloc::string::{String, ToString};
@@ -34,6 +74,7 @@ use crate::transport::{Broken, RingTransport, Transport};
 use crate::wire::{Message, Request, TooLong, error_name};
 use crate::{Permission, TransactionId};
 use pump::{Order, Pump};
+use verbs::verbs;
 
 pub use watch::{Watch, WatchEvent};
 
@@ -59,7 +100,15 @@ pub enum Error {
     /// xenstored answered what makes no sense as an answer to this.
     #[error("xenstore: the answer to {0:?} makes no sense")]
     Garbled(Operation),
+    /// The answer did not come in the time that was set. What was asked may still be done.
+    #[error("xenstore: no answer in time")]
+    TimedOut,
 }
+
+/// How often a transaction is tried. Each time that it fails somebody else's was committed, so
+/// there is nothing to wait for in between, and it is the others' turn no more often than ours:
+/// this many failures in a row mean a store that never comes to rest.
+pub const TRANSACTION_TRIES: u32 = 1000;
 
 impl Error {
     /// The error that xenstored answered, if it did.
@@ -185,117 +234,43 @@ impl Client {
         reply::payload(request, answer.ok_or(Broken::Closed)?)
     }
 
-    /// A node's value.
-    ///
-    /// # Errors
-    /// Any [`Error`], as with all requests.
-    pub async fn read(&self, path: &str) -> Result<Vec<u8>, Error> {
-        self.call(&Request::Read(path.as_bytes())).await
-    }
-
-    /// Sets a node's value, and creates the node and those above it where they are missing.
-    ///
-    /// # Errors
-    /// Any [`Error`].
-    pub async fn write(&self, path: &str, value: impl AsRef<[u8]>) -> Result<(), Error> {
-        let (path, value) = (path.as_bytes(), value.as_ref());
-        self.call(&Request::Write { path, value }).await.map(drop)
-    }
-
-    /// The names of a node's children, however many.
-    ///
-    /// # Errors
-    /// Any [`Error`].
-    pub async fn list(&self, path: &str) -> Result<Vec<String>, Error> {
-        let path = path.as_bytes();
-        match self.call(&Request::Directory(path)).await {
-            Ok(payload) => reply::names(Operation::Directory, &payload),
-            Err(error) if error.errno() == Some(Errno::E2BIG) => {
-                let mut parts = reply::Parts::default();
-                loop {
-                    let offset = parts.offset();
-                    let request = Request::DirectoryPart { path, offset };
-                    if let Some(names) = parts.add(&self.call(&request).await?)? {
-                        return Ok(names);
-                    }
-                }
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Creates a node where it is missing.
-    ///
-    /// # Errors
-    /// Any [`Error`].
-    pub async fn mkdir(&self, path: &str) -> Result<(), Error> {
-        self.call(&Request::Mkdir(path.as_bytes())).await.map(drop)
-    }
-
-    /// Removes a node and all below it.
-    ///
-    /// # Errors
-    /// Any [`Error`].
-    pub async fn remove(&self, path: &str) -> Result<(), Error> {
-        self.call(&Request::Rm(path.as_bytes())).await.map(drop)
-    }
-
-    /// A node's permissions, the owner's first.
-    ///
-    /// # Errors
-    /// Any [`Error`].
-    pub async fn permissions(&self, path: &str) -> Result<Vec<Permission>, Error> {
-        let payload = self.call(&Request::GetPerms(path.as_bytes())).await?;
-        reply::permissions(&payload)
-    }
-
-    /// Sets a node's permissions, the owner's first.
-    ///
-    /// # Errors
-    /// Any [`Error`].
-    pub async fn set_permissions(
-        &self,
-        path: &str,
-        permissions: &[Permission],
-    ) -> Result<(), Error> {
-        let request = Request::SetPerms {
-            path: path.as_bytes(),
-            permissions: permissions.to_vec(),
-        };
-        self.call(&request).await.map(drop)
-    }
-
-    /// Connects xenstored to a domain; for domain 0.
-    ///
-    /// # Errors
-    /// Any [`Error`].
-    pub async fn introduce(&self, domid: DomId, gfn: u64, port: Port) -> Result<(), Error> {
-        let request = Request::Introduce { domid, gfn, port };
-        self.call(&request).await.map(drop)
-    }
-
     /// Watches a node and all below it. The stream begins with an event on `path` itself.
     ///
     /// # Errors
     /// Any [`Error`].
     pub async fn watch(&self, path: &str) -> Result<Watch, Error> {
+        self.begin_watch(path, None).await
+    }
+
+    /// Watches a node and all that is at most `depth` levels below it: with zero the node alone.
+    ///
+    /// # Errors
+    /// Any [`Error`]; `EINVAL` from a xenstored that knows of no depth, as Xen's own before 4.22.
+    pub async fn watch_depth(&self, path: &str, depth: u32) -> Result<Watch, Error> {
+        self.begin_watch(path, Some(depth)).await
+    }
+
+    async fn begin_watch(&self, path: &str, depth: Option<u32>) -> Result<Watch, Error> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let watch = Watch::new(self.within(TransactionId::NONE), path, number.to_string());
-        watch.begin().await?;
+        watch.begin(depth).await?;
         Ok(watch)
     }
 
-    /// Runs `body` in a transaction, and again from its beginning as long as somebody else
-    /// interferes. The client that it is given acts within the transaction. If it fails, so does
-    /// the transaction, and nothing is changed.
+    /// Runs `body` in a transaction, and again from its beginning when somebody else interfered,
+    /// up to [`TRANSACTION_TRIES`] times. The client that it is given acts within the transaction.
+    /// If it fails, so does the transaction, and nothing is changed.
     ///
     /// # Errors
-    /// Those of `body`, and any other [`Error`] of beginning and ending.
+    /// Those of `body`, and any other [`Error`] of beginning and ending; `EAGAIN` when the tries
+    /// are used up.
     pub async fn transaction<R, F>(&self, mut body: impl FnMut(Client) -> F) -> Result<R, Error>
     where
         F: Future<Output = Result<R, Error>>,
     {
+        let mut left = TRANSACTION_TRIES;
         loop {
+            left -= 1;
             let id = self.call(&Request::TransactionStart).await?;
             let mut open = Open {
                 tx: self.within(TransactionId(reply::number(&id)?)),
@@ -306,13 +281,15 @@ impl Client {
             open.ended = true;
             let ended = open.tx.call(&Request::TransactionEnd { commit }).await;
             match (result, ended) {
-                (Ok(_), Err(error)) if error.errno() == Some(Errno::EAGAIN) => {}
+                (Ok(_), Err(error)) if error.errno() == Some(Errno::EAGAIN) && left > 0 => {}
                 (Ok(result), Ok(_)) => return Ok(result),
                 (Err(error), _) | (Ok(_), Err(error)) => return Err(error),
             }
         }
     }
 }
+
+verbs! { Client: async (&) self (.await) }
 
 /// A transaction, which is dropped at xenstored too should nobody wait for its end.
 struct Open {

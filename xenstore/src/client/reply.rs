@@ -44,6 +44,20 @@ pub(super) fn permissions(payload: &[u8]) -> Result<Vec<Permission>, Error> {
         .collect()
 }
 
+/// The one string that an answer consists of, with or without a final zero.
+pub(super) fn string(operation: Operation, payload: &[u8]) -> Result<String, Error> {
+    text(operation, payload.strip_suffix(b"\0").unwrap_or(payload))
+}
+
+/// `T` or `F`.
+pub(super) fn truth(payload: &[u8]) -> Result<bool, Error> {
+    match payload {
+        b"T\0" => Ok(true),
+        b"F\0" => Ok(false),
+        _ => Err(Error::Garbled(Operation::IsDomainIntroduced)),
+    }
+}
+
 /// A transaction's number.
 pub(super) fn number(payload: &[u8]) -> Result<u32, Error> {
     let operation = Operation::TransactionStart;
@@ -92,5 +106,42 @@ impl Parts {
         } else {
             Ok(None)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_in_parts_is_whole_after_the_last() {
+        let mut parts = Parts::default();
+        assert_eq!(parts.add(b"7\0a\0b\0"), Ok(None));
+        assert_eq!(parts.offset(), 4);
+        let names = parts.add(b"7\0c\0\0").unwrap().unwrap();
+        assert_eq!(names, ["a", "b", "c"]);
+        let empty = Parts::default().add(b"7\0\0").unwrap().unwrap();
+        assert!(empty.is_empty());
+    }
+
+    #[test]
+    fn a_list_that_changes_while_it_comes_begins_anew() {
+        let mut parts = Parts::default();
+        assert_eq!(parts.add(b"7\0a\0b\0"), Ok(None));
+        assert_eq!(parts.add(b"8\0c\0\0"), Ok(None));
+        assert_eq!(parts.offset(), 0);
+        let names = parts.add(b"8\0b\0c\0\0").unwrap().unwrap();
+        assert_eq!(names, ["b", "c"]);
+    }
+
+    #[test]
+    fn answers_that_make_no_sense_are_errors() {
+        let part = Err(Error::Garbled(Operation::DirectoryPart));
+        assert_eq!(Parts::default().add(b""), part);
+        assert_eq!(Parts::default().add(b"7\0"), part);
+        assert!(truth(b"X\0").is_err() && truth(b"").is_err());
+        assert!(number(b"0\0").is_err() && number(b"x\0").is_err());
+        assert!(permissions(b"q1\0").is_err());
+        assert!(string(Operation::Control, b"\xff\0").is_err());
     }
 }

@@ -8,6 +8,7 @@ use core::sync::atomic::AtomicBool;
 use core::sync::atomic::Ordering::SeqCst;
 use core::task::Poll;
 
+use futures_util::StreamExt;
 use parapet_hypervisor::memory::Scratch;
 use parapet_hypervisor::seam::Channel;
 use parapet_xen_sys::io::xs_wire::{DomainInterface, RingError};
@@ -119,6 +120,111 @@ fn a_watch_is_a_stream_that_begins_with_its_own_path() {
 }
 
 #[test]
+fn a_watch_with_a_depth_sees_so_many_levels() {
+    let (host, xenstored) = xenstored();
+    host.run(async {
+        let local = Client::start(&host, xenstored.connect());
+        let mut watch = local.watch_depth("/w", 1).await.unwrap();
+        assert_eq!(watch.next().await.unwrap().path, "/w");
+        local.write("/w/a/b", "").await.unwrap();
+        local.write("/w/a/b", "too deep").await.unwrap();
+        local.write("/w/c", "").await.unwrap();
+        let mut paths = vec![];
+        while paths.last().is_none_or(|path| path != "/w/c") {
+            paths.push(watch.next().await.unwrap().path);
+        }
+        assert!(!paths.iter().any(|path| path == "/w/a/b"), "{paths:?}");
+    });
+}
+
+#[test]
+fn a_stream_of_events_ends_after_the_error_that_ends_it() {
+    let host = Place::host();
+    let (daemon, handle) = Daemon::new(host.clone(), Store::default(), |_| true);
+    let ending = Mailbox::<()>::new();
+    host.spawn({
+        let ending = ending.clone();
+        async move {
+            let mut daemon = pin!(daemon.run());
+            poll_fn(|cx| match ending.poll_take(cx) {
+                Poll::Ready(_) => Poll::Ready(()),
+                Poll::Pending => daemon.as_mut().poll(cx),
+            })
+            .await;
+        }
+    });
+    let client = Client::start(&host, handle.connect());
+    host.run(async {
+        let watch = client.watch("/w").await.unwrap();
+        ending.close();
+        let events: Vec<_> = watch.collect().await;
+        let [Ok(first), Err(Error::Broken(Broken::Closed))] = &events[..] else {
+            panic!("{events:?}");
+        };
+        assert_eq!(first.path, "/w");
+    });
+}
+
+#[test]
+fn domain_0_tells_of_domains_and_asks_for_them() {
+    let (host, xenstored) = xenstored();
+    host.run(async {
+        let local = Client::start(&host, xenstored.connect());
+        let (five, six) = (DomId(5), DomId(6));
+        assert_eq!(local.domain_path(five).await.unwrap(), "/local/domain/5");
+        assert!(!local.is_introduced(five).await.unwrap());
+        let refused = local.resume(five).await.unwrap_err();
+        assert_eq!(refused.errno(), Some(Errno::ENOENT));
+
+        let (_guest, _, channel) = host.domain(five);
+        local.introduce(five, 0, channel.port()).await.unwrap();
+        let (_other, _) = domain(&host, &xenstored, 6).await;
+        assert!(local.is_introduced(five).await.unwrap());
+        local.resume(five).await.unwrap();
+        local.set_target(five, six).await.unwrap();
+        local.release(five).await.unwrap();
+        assert!(!local.is_introduced(five).await.unwrap());
+        assert!(local.set_target(five, six).await.is_err());
+
+        assert!(
+            local
+                .control("help", &[])
+                .await
+                .unwrap()
+                .starts_with("check")
+        );
+        assert_eq!(local.control("print", &["hello"]).await.unwrap(), "OK");
+        let unknown = local.control("nonsense", &[]).await.unwrap_err();
+        assert_eq!(unknown.errno(), Some(Errno::EINVAL));
+    });
+}
+
+#[test]
+fn a_reset_ends_watches_and_transactions() {
+    let (host, xenstored) = xenstored();
+    host.run(async {
+        let (guest, _) = domain(&host, &xenstored, 5).await;
+        let mut watch = guest.watch("x").await.unwrap();
+        assert_eq!(watch.next().await.unwrap().path, "x");
+        let inner = guest.clone();
+        let ended = guest.transaction(|tx| {
+            let inner = inner.clone();
+            async move {
+                tx.write("x", "lost").await?;
+                inner.reset_watches().await
+            }
+        });
+        assert_eq!(ended.await.unwrap_err().errno(), Some(Errno::ENOENT));
+        assert!(guest.read("x").await.unwrap_err().is_not_found());
+        guest.write("x", "unseen").await.unwrap();
+        let mut fresh = guest.watch("y").await.unwrap();
+        assert_eq!(fresh.next().await.unwrap().path, "y");
+        // What the write had caused would have come before.
+        assert!(poll_fn(|cx| Poll::Ready(watch.poll_event(cx).is_pending())).await);
+    });
+}
+
+#[test]
 fn more_events_than_a_watch_keeps_become_one_on_its_own_path() {
     let (host, xenstored) = xenstored();
     host.run(async {
@@ -172,6 +278,27 @@ fn a_transaction_is_repeated_until_nobody_interferes() {
         });
         assert!(failed.await.unwrap_err().is_not_found());
         assert_eq!(guest.read("n").await.unwrap(), b"3");
+    });
+}
+
+#[test]
+fn a_store_that_never_comes_to_rest_ends_a_transaction_with_eagain() {
+    let (host, xenstored) = xenstored();
+    host.run(async {
+        let client = Client::start(&host, xenstored.connect());
+        let mut runs = 0;
+        let outcome = client.transaction(|tx| {
+            runs += 1;
+            let other = client.clone();
+            async move {
+                tx.write("/n", "mine").await?;
+                other.write("/n", "other").await
+            }
+        });
+        let error = outcome.await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::EAGAIN));
+        assert_eq!(runs, TRANSACTION_TRIES);
+        assert_eq!(client.read("/n").await.unwrap(), b"other");
     });
 }
 

@@ -3,8 +3,11 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::future::poll_fn;
+use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, Ordering};
-use core::task::{Context, Poll};
+use core::task::{Context, Poll, ready};
+
+use futures_core::Stream;
 
 use super::pump::Order;
 use super::{Client, Error};
@@ -45,12 +48,15 @@ impl Queue {
     }
 }
 
-/// A watch. Dropping it ends it.
+/// A watch: a stream of events, which ends after the error that says that the connection is gone.
+/// Dropping it ends it.
 pub struct Watch {
     client: Client,
     path: String,
     token: String,
     queue: Arc<Queue>,
+    /// The error was told.
+    ended: bool,
 }
 
 impl Watch {
@@ -65,10 +71,11 @@ impl Watch {
             path,
             token,
             queue,
+            ended: false,
         }
     }
 
-    pub(super) async fn begin(&self) -> Result<(), Error> {
+    pub(super) async fn begin(&self, depth: Option<u32>) -> Result<(), Error> {
         self.client.order(Order::Listen {
             token: self.token.clone(),
             queue: self.queue.clone(),
@@ -76,7 +83,7 @@ impl Watch {
         let request = Request::Watch {
             path: self.path.as_bytes(),
             token: self.token.as_bytes(),
-            depth: None,
+            depth,
         };
         self.client.call(&request).await.map(drop)
     }
@@ -91,11 +98,11 @@ impl Watch {
     /// # Errors
     /// The connection is gone.
     pub async fn next(&mut self) -> Result<WatchEvent, Error> {
-        poll_fn(|cx| self.poll_next(cx)).await
+        poll_fn(|cx| self.poll_event(cx)).await
     }
 
     /// [`Watch::next`], polled.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<WatchEvent, Error>> {
+    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<WatchEvent, Error>> {
         let path = match self.queue.paths.poll_take(cx) {
             Poll::Ready(Some(path)) => path,
             Poll::Ready(None) => return Poll::Ready(Err(Broken::Closed.into())),
@@ -107,6 +114,19 @@ impl Watch {
             path,
             token: self.token.clone(),
         }))
+    }
+}
+
+impl Stream for Watch {
+    type Item = Result<WatchEvent, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let event = ready!(self.poll_event(cx));
+        self.ended = event.is_err();
+        Poll::Ready(Some(event))
     }
 }
 
