@@ -24,4 +24,4 @@ pub use lock::{Lock, LockError};
 pub use logging::start_log;
 pub use notify::notify;
 pub use status::{AskError, StatusSocket, ask};
-pub use stop::signals;
+pub use stop::{End, Ending, Work, ending};

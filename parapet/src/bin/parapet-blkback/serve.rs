@@ -1,17 +1,15 @@
 //! The daemon's life.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use parapet::daemon::blkback::{NAME, Status};
-use parapet::daemon::{Failure, Lock, StatusSocket, raise_open_files, signals, tell};
+use parapet::daemon::{End, Failure, Lock, StatusSocket, ending, raise_open_files};
 use parapet_blkback::device::Options;
 use parapet_blkback::report::{Reports, Stage};
 use parapet_blkback::service::Service;
 use parapet_hypervisor::seam::{Clock, Identity, Tasks};
-use parapet_xenstore::client;
 
 use crate::ready::{self, NotReady};
 
@@ -29,12 +27,6 @@ impl From<NotReady> for Failure {
 
 /// How often to look for another backend.
 const LOOK: Duration = Duration::from_secs(5);
-
-/// What ends the daemon.
-enum End {
-    Signal(&'static str),
-    Service(Result<(), client::Error>),
-}
 
 /// Serves until a signal comes.
 pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
@@ -58,34 +50,20 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     })
     .map_err(NotReady::Socket)?;
 
-    let (ends, ended) = mpsc::channel();
-    signals({
-        let ends = ends.clone();
-        // Who does not listen any more is ending already.
-        move |signal| drop(ends.send(End::Signal(signal)))
-    })
-    .context("signals cannot be caught")
-    .map_err(Failure::Failed)?;
-    place.spawn(async move {
-        let outcome = service.run().await;
-        drop(ends.send(End::Service(outcome)));
-    });
+    let (ending, work) = ending()?;
+    place.spawn(async move { work.done(service.run().await) });
     place.spawn(watch_for_kernel_backend(place.clone()));
     log::info!("serves the disks of domain {domid}'s guests");
-    tell("READY=1");
-
-    let end = ended.recv();
-    tell("STOPPING=1");
-    match end {
-        Ok(End::Signal(signal)) => {
+    match ending.wait() {
+        End::Signal(signal) => {
             log::info!("stopped by {signal}, {}", in_use(&reports));
             Ok(())
         }
-        Ok(End::Service(Err(error))) => {
+        End::Done(Err(error)) => {
             let error = anyhow!(error).context("without a xenstore no disk can be served");
             Err(Failure::Failed(error))
         }
-        Ok(End::Service(Ok(()))) | Err(_) => {
+        End::Done(Ok(())) | End::Lost => {
             Err(Failure::Failed(anyhow!("the service of disks has ended")))
         }
     }

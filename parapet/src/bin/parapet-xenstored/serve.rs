@@ -1,11 +1,10 @@
 //! The daemon's life.
 
 use std::path::PathBuf;
-use std::sync::mpsc::{self, Sender};
 
 use anyhow::{Context, anyhow};
 use parapet::daemon::{
-    Failure, ListenError, Listening, Lock, LockError, raise_open_files, signals, tell,
+    End, Failure, ListenError, Listening, Lock, LockError, ending, raise_open_files,
 };
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::seam::{Channel as _, Tasks};
@@ -82,22 +81,6 @@ impl Host {
     }
 }
 
-/// What ends the daemon.
-enum End {
-    Signal(&'static str),
-    Daemon,
-}
-
-/// Says so when it is dropped, be it by a panic.
-struct AtTheEnd(Sender<End>);
-
-impl Drop for AtTheEnd {
-    fn drop(&mut self) {
-        // Who does not listen any more is ending already.
-        drop(self.0.send(End::Daemon));
-    }
-}
-
 /// Serves until a signal comes.
 pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     let (threads, host) = match settings.no_domains {
@@ -112,19 +95,11 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     let path = host::default_path();
     let listening = Listening::open(&path).map_err(NotReady::from)?;
 
-    let (ends, ended) = mpsc::channel();
-    signals({
-        let ends = ends.clone();
-        move |signal| drop(ends.send(End::Signal(signal)))
-    })
-    .context("signals cannot be caught")
-    .map_err(Failure::Failed)?;
-
-    let at_the_end = AtTheEnd(ends);
+    let (ending, work) = ending()?;
     let run = |daemon: Daemon| {
         threads.spawn(async move {
-            let _at_the_end = at_the_end;
             daemon.run().await;
+            work.done(());
         });
     };
     let on_xen = host.is_some();
@@ -158,20 +133,16 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         true => log::info!("serves the domains of this host, and {}", path.display()),
         false => log::info!("serves {}", path.display()),
     }
-    tell("READY=1");
-
-    let end = ended.recv();
-    tell("STOPPING=1");
-    match end {
-        Ok(End::Signal(signal)) if on_xen => {
+    match ending.wait() {
+        End::Signal(signal) if on_xen => {
             log::warn!("stopped by {signal}: this host has no xenstore until it is booted again");
             Ok(())
         }
-        Ok(End::Signal(signal)) => {
+        End::Signal(signal) => {
             log::info!("stopped by {signal}");
             Ok(())
         }
-        Ok(End::Daemon) | Err(_) => Err(Failure::Failed(anyhow!(
+        End::Done(()) | End::Lost => Err(Failure::Failed(anyhow!(
             "the store is gone by a fault of its own: see the log"
         ))),
     }
