@@ -6,12 +6,12 @@
 use crate::contender::Contender;
 use crate::disk::{Image, is_tmpfs};
 use crate::machine::Machine;
-use crate::measure::{Metric, Sample};
+use crate::measure::{Figures, Metric};
 use crate::neighbours::Neighbours;
 use crate::ours;
 use crate::peers::{Program, eventfd, fio, qsd};
 use crate::placement::{Cores, Cpus, Placement};
-use crate::report::{Outcome, Report, RowReport, Settings};
+use crate::report::{self, Column, Outcome, Report, Row as _, RowReport, Settings, choose};
 use crate::workload::{Disk, Pattern, Workload};
 use anyhow::{Context, Result, bail};
 use glob::Pattern as Glob;
@@ -45,9 +45,9 @@ pub(crate) struct Row {
     pub(crate) placement: Placement,
 }
 
-impl Row {
-    /// The name by which `--only` picks it, for example `null/randread-4k/qd32/same-core`.
-    pub(crate) fn name(&self) -> String {
+impl report::Row for Row {
+    /// For example `null/randread-4k/qd32/same-core`.
+    fn name(&self) -> String {
         let medium = match self.medium {
             Medium::Null => "null",
             Medium::File => "file",
@@ -64,14 +64,39 @@ impl Row {
         )
     }
 
-    /// The figures that the row is about: the others are context.
-    pub(crate) fn headline(&self) -> &'static [Metric] {
+    fn headline(&self) -> &'static [Metric] {
         match (self.pattern, self.depth) {
             (Pattern::Sequential, _) => &[Metric::MbPerS, Metric::CpuNsPerIo],
             // The median beside the mean, because a neighbour on the CPU moves only the mean.
             (Pattern::Random, 1) => &[Metric::MeanNs, Metric::P50Ns, Metric::CpuNsPerIo],
             (Pattern::Random, _) => &[Metric::Iops, Metric::CpuNsPerIo],
         }
+    }
+
+    fn aim(&self, metric: Metric, against: &str) -> Option<f64> {
+        let name = self.name();
+        AIMS.iter()
+            .find(|aim| aim.row == name && aim.metric == metric && aim.against == against)
+            .map(|aim| aim.ratio)
+    }
+}
+
+/// What the table shows.
+const COLUMNS: [Column; 7] = [
+    column(Metric::Iops, "IOPS", true),
+    column(Metric::MbPerS, "MB/s", false),
+    column(Metric::MeanNs, "mean", false),
+    column(Metric::P50Ns, "p50", false),
+    column(Metric::P99Ns, "p99", false),
+    column(Metric::CpuNsPerIo, "CPU/IO", true),
+    column(Metric::NotificationsPerIo, "notif/IO", false),
+];
+
+const fn column(metric: Metric, title: &'static str, spread: bool) -> Column {
+    Column {
+        metric,
+        title,
+        spread,
     }
 }
 
@@ -103,21 +128,12 @@ pub(crate) fn rows() -> Vec<Row> {
 
 /// A ratio that our halves should reach.
 #[derive(Debug)]
-pub(crate) struct Aim {
+struct Aim {
     row: &'static str,
     metric: Metric,
     against: &'static str,
     /// At least, where higher is better; else at most.
-    pub(crate) ratio: f64,
-}
-
-impl Aim {
-    /// The aim for a comparison of our halves, if there is one.
-    pub(crate) fn of(row: &str, metric: Metric, against: &str) -> Option<f64> {
-        AIMS.iter()
-            .find(|aim| aim.row == row && aim.metric == metric && aim.against == against)
-            .map(|aim| aim.ratio)
-    }
+    ratio: f64,
 }
 
 const fn aim(row: &'static str, metric: Metric, against: &'static str, ratio: f64) -> Aim {
@@ -199,34 +215,12 @@ fn contenders() -> (Vec<Box<dyn Contender>>, Vec<Program>) {
     (contenders, vec![daemon, fio])
 }
 
-/// The rows whose names match one of the patterns.
-///
-/// # Errors
-/// A pattern that matches nothing, with the names that there are.
-pub(crate) fn choose(only: &[Glob]) -> Result<Vec<Row>> {
-    let mut rows = rows();
-    if let Some(glob) = only
-        .iter()
-        .find(|glob| !rows.iter().any(|row| glob.matches(&row.name())))
-    {
-        let names: Vec<String> = rows.iter().map(Row::name).collect();
-        bail!(
-            "--only {glob}: no such row; there are\n  {}",
-            names.join("\n  ")
-        );
-    }
-    if !only.is_empty() {
-        rows.retain(|row| only.iter().any(|glob| glob.matches(&row.name())));
-    }
-    Ok(rows)
-}
-
 /// Measures the chosen rows, one after the other.
 ///
 /// # Errors
 /// A contender that is there failed, the image could not be made, or `interrupted` was set.
-pub(crate) fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report> {
-    let rows = choose(&options.only)?;
+pub(crate) fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report<Row>> {
+    let rows = choose(rows(), &options.only)?;
     let cpus = Cpus::discover()?;
     let machine = Machine::discover(cpus)?;
     let (mut contenders, programs) = contenders();
@@ -301,6 +295,8 @@ pub(crate) fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report>
         },
         rows: reports,
         notes,
+        columns: &COLUMNS,
+        cpu_of: "both sides together",
     })
 }
 
@@ -313,7 +309,7 @@ fn measure(
     contenders: &mut [Box<dyn Contender>],
     announce: &mut dyn FnMut(String) -> Result<()>,
 ) -> Result<Vec<Outcome>> {
-    let mut taking_part: Vec<(&mut Box<dyn Contender>, Vec<Sample>)> = contenders
+    let mut taking_part: Vec<(&mut Box<dyn Contender>, Vec<Figures>)> = contenders
         .iter_mut()
         .filter(|contender| contender.serves(workload, row.placement))
         .map(|contender| (contender, Vec::new()))
@@ -326,7 +322,8 @@ fn measure(
                 contender.name()
             );
             announce(at.clone())?;
-            samples.push(contender.run(workload, row.placement, cores).context(at)?);
+            let sample = contender.run(workload, row.placement, cores).context(at)?;
+            samples.push(sample.figures());
         }
     }
     Ok(taking_part
@@ -386,6 +383,7 @@ fn image(made: &mut Option<Image>, dir: &Path, size: u64) -> Result<Disk> {
 mod tests {
     use super::*;
     use crate::contender::Standing;
+    use crate::measure::Sample;
     use std::cell::RefCell;
     use std::collections::BTreeSet;
     use std::rc::Rc;
@@ -409,9 +407,9 @@ mod tests {
 
     #[test]
     fn a_pattern_picks_rows_across_slashes_and_one_that_picks_none_is_refused() {
-        let chosen = choose(&[Glob::new("null/*/split-evented").unwrap()]).unwrap();
+        let chosen = choose(rows(), &[Glob::new("null/*/split-evented").unwrap()]).unwrap();
         assert_eq!(chosen.len(), 3);
-        let error = choose(&[Glob::new("nul").unwrap()])
+        let error = choose(rows(), &[Glob::new("nul").unwrap()])
             .unwrap_err()
             .to_string();
         assert!(error.contains("null/randread-4k/qd1/same-core"), "{error}");

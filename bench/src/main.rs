@@ -1,16 +1,20 @@
-//! `parapet-bench`: the device halves beside their peers, in the same run.
+//! `parapet-bench`: the device halves and xenstored beside their peers, in the same run.
 //!
 //! ```text
 //!  main      the command line
 //!   |
 //!  blk       which rows there are ---------------> report   table, JSON, ratios
-//!   |  for each row, for each round, for each contender: run
-//!   v
-//!  contender (a trait)  <- peers/qsd  peers/fio  peers/eventfd  (and our own halves)
-//!   |                          |
-//!   |                      peers/vhost    a Queue
-//!   v                          v
-//!  placement  pins         measure    closed loop over a Queue, stopwatch, CPU account
+//!   |  for each row, for each round, for each contender: run              ^
+//!   v                                                                     |
+//!  contender (a trait)  <- peers/qsd  peers/fio  peers/eventfd            |
+//!   |                          |      (and our own halves)                |
+//!   |                      peers/vhost    a Queue                         |
+//!   v                          v                                          |
+//!  placement  pins         measure    closed loop, stopwatch, CPU account |
+//!   ^                          ^                                          |
+//!   |                      xenstore/load   what a client of a socket asks |
+//!  peers/xenstored             |                                          |
+//!   a daemon each  <------ xenstore  which rows there are ----------------+
 //! ```
 //!
 //! Figures are medians of interleaved rounds (A B A B), every thread pinned, every row labelled
@@ -29,9 +33,12 @@ mod peers;
 mod placement;
 mod report;
 mod workload;
+mod xenstore;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
+use report::{Report, Row, choose};
+use serde::Serialize;
 use std::fs::File;
 use std::io::{Write, stderr, stdout};
 use std::path::{Path, PathBuf};
@@ -40,7 +47,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-/// Measures Parapet's device halves beside their peers in the same run.
+/// Measures Parapet's device halves and its xenstored beside their peers in the same run.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
 struct Cli {
@@ -51,6 +58,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Bench {
     Blk(Blk),
+    Xenstore(Xenstore),
 }
 
 /// Block devices: null and file disks, beside qemu-storage-daemon and raw fio.
@@ -103,11 +111,59 @@ Examples:
   parapet-bench blk --only '*/qd1/*' --rounds 9        every row at queue depth 1
   parapet-bench blk --only 'file/*' --dir /mnt/nvme    the disk under /mnt/nvme";
 
+/// xenstored: ours beside Debian's C xenstored and oxenstored, over their sockets.
+///
+/// Every daemon gets the same requests from the same client, all threads pinned, an empty store each
+/// time; figures are medians over interleaved rounds. Ours is the `parapet-xenstored` beside this
+/// program. Debian's are those of an installed xen-utils-4.17, or of one that tests/system/run
+/// unpacked; without them the run goes on, and says so.
+#[derive(Debug, Args)]
+#[command(after_help = XENSTORE_EXAMPLES)]
+struct Xenstore {
+    /// Makes everything short and small (for CI: it shows that it works, not how fast).
+    #[arg(long)]
+    quick: bool,
+
+    /// Also writes the report as JSON; `-` for standard output, the table then goes to standard
+    /// error.
+    #[arg(long, value_name = "FILE|-")]
+    json: Option<PathBuf>,
+
+    /// Measures only the rows whose name matches (`*` and `?`); may be repeated.
+    #[arg(long, value_name = "ROW-GLOB")]
+    only: Vec<glob::Pattern>,
+
+    /// Lists the names of the rows and ends.
+    #[arg(long)]
+    list: bool,
+
+    /// Measured time of one sample, in seconds [default: 1, quick: 0.1].
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    seconds: Option<Duration>,
+
+    /// Samples of each contender in each row [default: 5, quick: 1].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+
+    /// Measures nothing, but has eight clients do so many random operations on ours at full speed,
+    /// and fails unless its memory stays as it was early on.
+    #[arg(long, value_name = "OPERATIONS", value_parser = clap::value_parser!(u64).range(1000..))]
+    soak: Option<u64>,
+}
+
+const XENSTORE_EXAMPLES: &str = "\
+Examples:
+  parapet-bench xenstore                                   all rows; C xenstored takes minutes
+  parapet-bench xenstore --quick                           all rows, briefly
+  parapet-bench xenstore --only 'read/*' --json read.json  READ only, and JSON
+  parapet-bench xenstore --soak 50000000                   eight clients for some minutes";
+
 fn main() -> ExitCode {
-    let Cli {
-        command: Bench::Blk(args),
-    } = Cli::parse();
-    match blk(&args) {
+    let outcome = match Cli::parse().command {
+        Bench::Blk(args) => blk(&args),
+        Bench::Xenstore(args) => xenstore(&args),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("parapet-bench: {error:#}");
@@ -118,42 +174,88 @@ fn main() -> ExitCode {
 
 fn blk(args: &Blk) -> Result<()> {
     if args.list {
-        let names: Vec<String> = blk::choose(&args.only)?
-            .iter()
-            .map(blk::Row::name)
-            .collect();
-        writeln!(stdout(), "{}", names.join("\n"))?;
-        return Ok(());
+        return list(&choose(blk::rows(), &args.only)?);
     }
+    let interrupted = interrupted()?;
+    // Before the minutes of measuring, not after them.
+    let output = Output::open(args.json.as_deref())?;
+    output.publish(&blk::run(&options(args)?, &interrupted)?)
+}
 
-    // Ending by the normal path removes images and kills daemons; a second signal ends at once.
+fn xenstore(args: &Xenstore) -> Result<()> {
+    if args.list {
+        return list(&choose(xenstore::rows(args.quick), &args.only)?);
+    }
+    let interrupted = interrupted()?;
+    if let Some(operations) = args.soak {
+        return xenstore::soak::run(operations, &interrupted);
+    }
+    let (seconds, rounds) = if args.quick { (0.1, 1) } else { (1.0, 5) };
+    let options = xenstore::Options {
+        only: args.only.clone(),
+        quick: args.quick,
+        duration: args.seconds.unwrap_or(Duration::from_secs_f64(seconds)),
+        rounds: args.rounds.unwrap_or(rounds).into(),
+    };
+    let output = Output::open(args.json.as_deref())?;
+    output.publish(&xenstore::run(&options, &interrupted)?)
+}
+
+fn list(rows: &[impl Row]) -> Result<()> {
+    let names: Vec<String> = rows.iter().map(Row::name).collect();
+    writeln!(stdout(), "{}", names.join("\n"))?;
+    Ok(())
+}
+
+/// Set by a signal: ending by the normal path removes images and kills daemons. A second signal
+/// ends at once.
+fn interrupted() -> Result<Arc<AtomicBool>> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         let flag = Arc::clone(&interrupted);
         signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&flag))?;
         signal_hook::flag::register(signal, flag)?;
     }
+    Ok(interrupted)
+}
 
-    // Before the minutes of measuring, not after them.
-    let to_stdout = args.json.as_deref() == Some(Path::new("-"));
-    let file = match &args.json {
-        Some(path) if !to_stdout => {
-            Some(File::create(path).with_context(|| format!("{}: cannot write", path.display()))?)
+/// Where a report goes.
+enum Output {
+    Table,
+    /// The table, and a file of JSON.
+    File(File),
+    /// JSON on standard output, the table on standard error.
+    Json,
+}
+
+impl Output {
+    fn open(json: Option<&Path>) -> Result<Self> {
+        match json {
+            None => Ok(Output::Table),
+            Some(path) if path == Path::new("-") => Ok(Output::Json),
+            Some(path) => {
+                let file = File::create(path);
+                let file = file.with_context(|| format!("{}: cannot write", path.display()))?;
+                Ok(Output::File(file))
+            }
         }
-        _ => None,
-    };
-    let report = blk::run(&options(args)?, &interrupted)?;
+    }
 
-    if to_stdout {
-        write!(stderr(), "{}", report.table())?;
-        writeln!(stdout(), "{}", serde_json::to_string_pretty(&report)?)?;
-    } else {
-        write!(stdout(), "{}", report.table())?;
+    fn publish(self, report: &Report<impl Serialize>) -> Result<()> {
+        let json = || serde_json::to_string_pretty(report);
+        match self {
+            Output::Table => write!(stdout(), "{}", report.table())?,
+            Output::File(mut file) => {
+                write!(stdout(), "{}", report.table())?;
+                writeln!(file, "{}", json()?)?;
+            }
+            Output::Json => {
+                write!(stderr(), "{}", report.table())?;
+                writeln!(stdout(), "{}", json()?)?;
+            }
+        }
+        Ok(())
     }
-    if let Some(mut file) = file {
-        writeln!(file, "{}", serde_json::to_string_pretty(&report)?)?;
-    }
-    Ok(())
 }
 
 fn options(args: &Blk) -> Result<blk::Options> {

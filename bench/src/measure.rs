@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// One measurement of one contender.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+/// One measurement of a closed loop of requests.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Sample {
     /// Requests completed per second.
     pub(crate) iops: f64,
@@ -28,7 +28,7 @@ pub(crate) struct Sample {
     pub(crate) notifications_per_io: Option<f64>,
 }
 
-/// A figure of a [`Sample`] that is summarised, compared and printed.
+/// A figure that is summarised, compared and printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Metric {
@@ -39,35 +39,47 @@ pub(crate) enum Metric {
     P99Ns,
     CpuNsPerIo,
     NotificationsPerIo,
+    /// Of a store: requests, transactions or events.
+    OpsPerS,
+    /// The server's alone.
+    ServerCpuNsPerOp,
+    /// How long the whole took.
+    Seconds,
+    /// What the server has in memory, before and after.
+    ResidentBeforeMib,
+    ResidentMib,
+    /// How long it took to remove everything.
+    RemovalMs,
+    /// How long somebody else's request waited for that at most.
+    HeldUpMs,
 }
 
 impl Metric {
-    pub(crate) const ALL: [Metric; 7] = [
-        Metric::Iops,
-        Metric::MbPerS,
-        Metric::MeanNs,
-        Metric::P50Ns,
-        Metric::P99Ns,
-        Metric::CpuNsPerIo,
-        Metric::NotificationsPerIo,
-    ];
-
-    /// The figure, where the contender knows it.
-    pub(crate) fn of(self, sample: &Sample) -> Option<f64> {
-        match self {
-            Metric::Iops => Some(sample.iops),
-            Metric::MbPerS => sample.mb_per_s,
-            Metric::MeanNs => Some(sample.mean_ns),
-            Metric::P50Ns => Some(sample.p50_ns),
-            Metric::P99Ns => Some(sample.p99_ns),
-            Metric::CpuNsPerIo => sample.cpu_ns_per_io,
-            Metric::NotificationsPerIo => sample.notifications_per_io,
-        }
-    }
-
     /// Whether more of it is better.
     pub(crate) fn higher_is_better(self) -> bool {
-        matches!(self, Metric::Iops | Metric::MbPerS)
+        matches!(self, Metric::Iops | Metric::MbPerS | Metric::OpsPerS)
+    }
+}
+
+/// What one measurement of one contender gives: what it does not know is not there.
+pub(crate) type Figures = BTreeMap<Metric, f64>;
+
+impl Sample {
+    /// All that is known.
+    pub(crate) fn figures(&self) -> Figures {
+        let known = [
+            (Metric::Iops, Some(self.iops)),
+            (Metric::MbPerS, self.mb_per_s),
+            (Metric::MeanNs, Some(self.mean_ns)),
+            (Metric::P50Ns, Some(self.p50_ns)),
+            (Metric::P99Ns, Some(self.p99_ns)),
+            (Metric::CpuNsPerIo, self.cpu_ns_per_io),
+            (Metric::NotificationsPerIo, self.notifications_per_io),
+        ];
+        let known = known.into_iter();
+        known
+            .filter_map(|(metric, value)| Some((metric, value?)))
+            .collect()
     }
 }
 
@@ -200,13 +212,18 @@ struct Window<'a> {
 }
 
 impl<'a> Stopwatch<'a> {
-    /// Starts the warm-up.
-    pub(crate) fn start(workload: &Workload, scope: &'a CpuScope) -> Self {
+    /// Starts the warm-up, after which it counts for `duration`; a request carries `block` bytes.
+    pub(crate) fn start(
+        warm_up: Duration,
+        duration: Duration,
+        block: u32,
+        scope: &'a CpuScope,
+    ) -> Self {
         Self {
             scope,
-            block: workload.block,
-            duration: workload.duration,
-            opens: Instant::now() + workload.warm_up,
+            block,
+            duration,
+            opens: Instant::now() + warm_up,
             window: None,
         }
     }
@@ -313,7 +330,8 @@ pub(crate) async fn closed_loop(
     scope: &CpuScope,
 ) -> Result<Sample> {
     let mut offsets = workload.offsets();
-    let mut stopwatch = Stopwatch::start(workload, scope);
+    let mut stopwatch =
+        Stopwatch::start(workload.warm_up, workload.duration, workload.block, scope);
     let mut submitted = vec![Instant::now(); workload.depth];
     for slot in 0..workload.depth {
         queue.submit(slot, offsets.next())?;

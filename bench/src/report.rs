@@ -3,24 +3,78 @@
 
 mod table;
 
-use crate::blk::{Aim, Row};
 use crate::contender::Standing;
 use crate::machine::Machine;
-use crate::measure::{Metric, Sample, Summary};
+use crate::measure::{Figures, Metric, Summary};
 use crate::peers::Program;
+use anyhow::{Result, bail};
+use glob::Pattern;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One line of a benchmark.
+pub(crate) trait Row: Serialize {
+    /// The name by which `--only` picks it.
+    fn name(&self) -> String;
+
+    /// The figures that the row is about: the others are context.
+    fn headline(&self) -> &'static [Metric];
+
+    /// The ratio to `against` that we aim at: at least, where higher is better; else at most.
+    fn aim(&self, metric: Metric, against: &str) -> Option<f64>;
+
+    /// The figure that we aim at, whatever the peers do.
+    fn limit(&self, _: Metric) -> Option<f64> {
+        None
+    }
+}
+
+/// The rows whose names match one of the patterns, or all if there is none.
+///
+/// # Errors
+/// A pattern that matches nothing, with the names that there are.
+pub(crate) fn choose<R: Row>(mut rows: Vec<R>, only: &[Pattern]) -> Result<Vec<R>> {
+    if let Some(glob) = only
+        .iter()
+        .find(|glob| !rows.iter().any(|row| glob.matches(&row.name())))
+    {
+        let names: Vec<String> = rows.iter().map(Row::name).collect();
+        bail!(
+            "--only {glob}: no such row; there are\n  {}",
+            names.join("\n  ")
+        );
+    }
+    if !only.is_empty() {
+        rows.retain(|row| only.iter().any(|glob| glob.matches(&row.name())));
+    }
+    Ok(rows)
+}
+
+/// A column of the table of figures.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Column {
+    pub(crate) metric: Metric,
+    pub(crate) title: &'static str,
+    /// Whether the extremes are shown beside the median.
+    pub(crate) spread: bool,
+}
 
 /// A whole run.
 #[derive(Debug, Serialize)]
-pub(crate) struct Report {
+pub(crate) struct Report<R> {
     pub(crate) machine: Machine,
     /// The peers' programs, with versions; one without a version is missing.
     pub(crate) programs: Vec<Program>,
     pub(crate) settings: Settings,
-    pub(crate) rows: Vec<RowReport>,
+    pub(crate) rows: Vec<RowReport<R>>,
     /// What was left out, and why.
     pub(crate) notes: Vec<String>,
+    /// What the table shows.
+    #[serde(skip)]
+    pub(crate) columns: &'static [Column],
+    /// Whose CPU time is counted.
+    #[serde(skip)]
+    pub(crate) cpu_of: &'static str,
 }
 
 /// How long and how often.
@@ -32,14 +86,15 @@ pub(crate) struct Settings {
 
 /// A row with everybody's figures.
 #[derive(Debug, Serialize)]
-pub(crate) struct RowReport {
+pub(crate) struct RowReport<R> {
     name: String,
     #[serde(flatten)]
-    row: Row,
+    row: R,
     /// The share of the row's CPUs, 0 to 1, that was taken by others while it was measured.
     others: Option<f64>,
     results: Vec<Outcome>,
     ratios: Vec<Ratio>,
+    limits: Vec<Limit>,
 }
 
 /// One contender's figures in one row.
@@ -49,16 +104,17 @@ pub(crate) struct Outcome {
     standing: Standing,
     summary: BTreeMap<Metric, Summary>,
     /// In the order of the rounds.
-    samples: Vec<Sample>,
+    samples: Vec<Figures>,
 }
 
 impl Outcome {
-    pub(crate) fn new(contender: &'static str, standing: Standing, samples: Vec<Sample>) -> Self {
-        let summary = Metric::ALL
+    pub(crate) fn new(contender: &'static str, standing: Standing, samples: Vec<Figures>) -> Self {
+        let metrics: BTreeSet<Metric> = samples.iter().flat_map(|s| s.keys().copied()).collect();
+        let summary = metrics
             .into_iter()
             .filter_map(|metric| {
-                let values = samples.iter().filter_map(|sample| metric.of(sample));
-                Some((metric, Summary::of(values)?))
+                let values = samples.iter().filter_map(|sample| sample.get(&metric));
+                Some((metric, Summary::of(values.copied())?))
             })
             .collect();
         Self {
@@ -91,17 +147,40 @@ pub(crate) struct Ratio {
     reached: Option<bool>,
 }
 
-impl RowReport {
+/// One of our figures beside the one that we aim at.
+#[derive(Debug, PartialEq, Serialize)]
+pub(crate) struct Limit {
+    metric: Metric,
+    contender: &'static str,
+    value: f64,
+    aim: f64,
+    higher_is_better: bool,
+    reached: bool,
+}
+
+/// Whether `value` is at least `aim` where higher is better, else at most.
+fn reaches(value: f64, aim: f64, higher_is_better: bool) -> bool {
+    if higher_is_better {
+        value >= aim
+    } else {
+        value <= aim
+    }
+}
+
+impl<R: Row> RowReport<R> {
     /// Compares every contender with those of lower standing.
-    pub(crate) fn new(row: Row, others: Option<f64>, mut results: Vec<Outcome>) -> Self {
+    pub(crate) fn new(row: R, others: Option<f64>, mut results: Vec<Outcome>) -> Self {
         results.sort_by_key(|outcome| outcome.standing);
         let name = row.name();
         let mut ratios = Vec::new();
+        let mut limits = Vec::new();
         for &metric in row.headline() {
+            let ours = results.iter().filter(|r| r.standing == Standing::Ours);
+            limits.extend(ours.filter_map(|ours| Limit::of(&row, metric, ours)));
             for contender in &results {
                 for against in &results {
                     if contender.standing < against.standing {
-                        ratios.extend(Ratio::of(&name, metric, contender, against));
+                        ratios.extend(Ratio::of(&row, metric, contender, against));
                     }
                 }
             }
@@ -112,13 +191,29 @@ impl RowReport {
             others,
             results,
             ratios,
+            limits,
         }
+    }
+}
+
+impl Limit {
+    fn of(row: &impl Row, metric: Metric, ours: &Outcome) -> Option<Self> {
+        let (value, aim) = (ours.median(metric)?, row.limit(metric)?);
+        let higher_is_better = metric.higher_is_better();
+        Some(Self {
+            metric,
+            contender: ours.contender,
+            value,
+            aim,
+            higher_is_better,
+            reached: reaches(value, aim, higher_is_better),
+        })
     }
 }
 
 impl Ratio {
     /// `None` if either side does not know the figure.
-    fn of(row: &str, metric: Metric, contender: &Outcome, against: &Outcome) -> Option<Self> {
+    fn of(row: &impl Row, metric: Metric, contender: &Outcome, against: &Outcome) -> Option<Self> {
         let (value, against_value) = (contender.median(metric)?, against.median(metric)?);
         let ratio = value / against_value;
         if !ratio.is_finite() {
@@ -126,7 +221,7 @@ impl Ratio {
         }
         let higher_is_better = metric.higher_is_better();
         let aim = match contender.standing {
-            Standing::Ours => Aim::of(row, metric, against.contender),
+            Standing::Ours => row.aim(metric, against.contender),
             Standing::Peer | Standing::Floor => None,
         };
         Some(Self {
@@ -138,13 +233,7 @@ impl Ratio {
             ratio,
             higher_is_better,
             aim,
-            reached: aim.map(|aim| {
-                if higher_is_better {
-                    ratio >= aim
-                } else {
-                    ratio <= aim
-                }
-            }),
+            reached: aim.map(|aim| reaches(ratio, aim, higher_is_better)),
         })
     }
 }
@@ -152,7 +241,8 @@ impl Ratio {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blk::rows;
+    use crate::blk::{self, rows};
+    use crate::measure::Sample;
 
     fn outcome(name: &'static str, standing: Standing, mean_ns: f64, cpu: Option<f64>) -> Outcome {
         let sample = Sample {
@@ -164,10 +254,10 @@ mod tests {
             cpu_ns_per_io: cpu,
             notifications_per_io: None,
         };
-        Outcome::new(name, standing, vec![sample])
+        Outcome::new(name, standing, vec![sample.figures()])
     }
 
-    fn qd1_same_core(results: Vec<Outcome>) -> RowReport {
+    fn qd1_same_core(results: Vec<Outcome>) -> RowReport<blk::Row> {
         let row = rows()
             .into_iter()
             .find(|r| r.name() == "null/randread-4k/qd1/same-core");

@@ -1,9 +1,11 @@
-//! Who we are measured against, and the two things they share: being found and being ended.
+//! Who is measured, as a program: mostly peers; and the two things that programs share: being found
+//! and being ended.
 
 pub(crate) mod eventfd;
 pub(crate) mod fio;
 pub(crate) mod qsd;
 mod vhost;
+pub(crate) mod xenstored;
 
 use anyhow::{Context, Result};
 use serde::Serialize;

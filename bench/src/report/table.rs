@@ -1,6 +1,6 @@
 //! The report as text for people.
 
-use super::{Report, Settings};
+use super::{Column, Outcome, Report, Settings};
 use crate::contender::Standing;
 use crate::measure::Metric;
 use crate::peers::Program;
@@ -10,7 +10,7 @@ use std::fmt::Write;
 /// The share of the CPUs taken by others above which a row is not to be trusted.
 const BUSY: f64 = 0.05;
 
-impl Report {
+impl<R> Report<R> {
     /// Everything as text: the machine, the figures, the ratios, what is missing.
     pub(crate) fn table(&self) -> String {
         let machine = &self.machine;
@@ -39,7 +39,8 @@ impl Report {
         let _ = writeln!(
             text,
             "Medians of {rounds} interleaved rounds of {seconds} s; [least..most] is the spread; \
-             CPU is of both sides together."
+             CPU is of {}.",
+            self.cpu_of
         );
         for placement in Placement::ALL {
             if let Some(cores) = machine.used.cores(placement) {
@@ -61,7 +62,7 @@ impl Report {
             .iter()
             .any(|row| row.results.iter().any(|r| r.standing == Standing::Ours))
         {
-            text.push_str("Our own halves did not take part: only the peers were measured.\n");
+            text.push_str("Parapet itself did not take part: only the peers were measured.\n");
         }
         for row in &self.rows {
             if let Some(share) = row.others.filter(|&share| share > BUSY) {
@@ -81,43 +82,40 @@ impl Report {
     }
 
     fn figures(&self) -> Vec<Vec<String>> {
-        let mut lines = vec![
-            [
-                "row", "who", "IOPS", "", "MB/s", "mean", "p50", "p99", "CPU/IO", "", "notif/IO",
-            ]
-            .map(str::to_owned)
-            .to_vec(),
-        ];
+        let mut titles = vec!["row".to_owned(), "who".to_owned()];
+        for column in self.columns {
+            titles.push(column.title.to_owned());
+            titles.extend(column.spread.then(String::new));
+        }
+        let mut lines = vec![titles];
         for row in &self.rows {
             for (index, outcome) in row.results.iter().enumerate() {
-                let median = |metric| match outcome.median(metric) {
-                    Some(value) => show(metric, value),
-                    None => "-".to_owned(),
+                let name = if index == 0 {
+                    row.name.clone()
+                } else {
+                    String::new()
                 };
-                let spread = |metric| match outcome.summary.get(&metric) {
-                    Some(s) => format!("[{}..{}]", show(metric, s.min), show(metric, s.max)),
-                    None => String::new(),
-                };
-                lines.push(vec![
-                    if index == 0 {
-                        row.name.clone()
-                    } else {
-                        String::new()
-                    },
-                    outcome.contender.to_owned(),
-                    median(Metric::Iops),
-                    spread(Metric::Iops),
-                    median(Metric::MbPerS),
-                    median(Metric::MeanNs),
-                    median(Metric::P50Ns),
-                    median(Metric::P99Ns),
-                    median(Metric::CpuNsPerIo),
-                    spread(Metric::CpuNsPerIo),
-                    median(Metric::NotificationsPerIo),
-                ]);
+                let mut line = vec![name, outcome.contender.to_owned()];
+                line.extend(self.cells(outcome));
+                lines.push(line);
             }
         }
         lines
+    }
+
+    /// A contender's figures, by column.
+    fn cells(&self, outcome: &Outcome) -> Vec<String> {
+        let mut cells = Vec::new();
+        for &Column { metric, spread, .. } in self.columns {
+            let known = outcome.summary.get(&metric);
+            cells.push(known.map_or("-".to_owned(), |known| show(metric, known.median)));
+            if spread {
+                cells.push(known.map_or(String::new(), |known| {
+                    format!("[{}..{}]", show(metric, known.min), show(metric, known.max))
+                }));
+            }
+        }
+        cells
     }
 
     fn ratios(&self) -> Vec<Vec<String>> {
@@ -131,11 +129,9 @@ impl Report {
         for row in &self.rows {
             for ratio in &row.ratios {
                 let aim = match (ratio.aim, ratio.reached) {
-                    (Some(aim), Some(reached)) => format!(
-                        "{} {aim:.2} {}",
-                        if ratio.higher_is_better { ">=" } else { "<=" },
-                        if reached { "reached" } else { "missed" }
-                    ),
+                    (Some(aim), Some(reached)) => {
+                        judged(&format!("{aim:.2}"), ratio.higher_is_better, reached)
+                    }
                     _ => String::new(),
                 };
                 lines.push(vec![
@@ -146,18 +142,37 @@ impl Report {
                     ratio.against.to_owned(),
                     show(ratio.metric, ratio.against_value),
                     format!("{:.2}", ratio.ratio),
-                    if ratio.higher_is_better {
-                        "higher"
-                    } else {
-                        "lower"
-                    }
-                    .to_owned(),
+                    better(ratio.higher_is_better),
                     aim,
+                ]);
+            }
+            for limit in &row.limits {
+                let aim = show(limit.metric, limit.aim);
+                lines.push(vec![
+                    row.name.clone(),
+                    title(limit.metric).to_owned(),
+                    limit.contender.to_owned(),
+                    show(limit.metric, limit.value),
+                    String::new(),
+                    String::new(),
+                    String::new(),
+                    better(limit.higher_is_better),
+                    judged(&aim, limit.higher_is_better, limit.reached),
                 ]);
             }
         }
         lines
     }
+}
+
+fn better(higher: bool) -> String {
+    if higher { "higher" } else { "lower" }.to_owned()
+}
+
+fn judged(aim: &str, higher_is_better: bool, reached: bool) -> String {
+    let sign = if higher_is_better { ">=" } else { "<=" };
+    let verdict = if reached { "reached" } else { "missed" };
+    format!("{sign} {aim} {verdict}")
 }
 
 /// Which programs are missing and how to get them; empty if none is.
@@ -167,7 +182,8 @@ fn missing(programs: &[Program]) -> String {
         return String::new();
     }
     let names: Vec<&str> = missing.iter().map(|p| p.name).collect();
-    let packages: Vec<&str> = missing.iter().map(|p| p.package).collect();
+    let mut packages: Vec<&str> = missing.iter().map(|p| p.package).collect();
+    packages.dedup();
     format!(
         "Not measured, because not installed: {}. On Debian:\n  apt-get install {}\n",
         names.join(", "),
@@ -184,17 +200,31 @@ fn title(metric: Metric) -> &'static str {
         Metric::P99Ns => "p99 latency",
         Metric::CpuNsPerIo => "CPU/IO",
         Metric::NotificationsPerIo => "notifications/IO",
+        Metric::OpsPerS => "operations/s",
+        Metric::ServerCpuNsPerOp => "server's CPU/op",
+        Metric::Seconds => "time",
+        Metric::ResidentBeforeMib => "resident before",
+        Metric::ResidentMib => "resident",
+        Metric::RemovalMs => "removal",
+        Metric::HeldUpMs => "held up",
     }
 }
 
 /// A figure with its unit, to three digits or so.
 fn show(metric: Metric, value: f64) -> String {
     match metric {
-        Metric::Iops if value >= 1e6 => format!("{:.2}M", value / 1e6),
-        Metric::Iops if value >= 1e3 => format!("{:.1}k", value / 1e3),
-        Metric::Iops | Metric::MbPerS => format!("{value:.0}"),
+        Metric::Seconds => format!("{value:.2} s"),
+        Metric::ResidentBeforeMib | Metric::ResidentMib => format!("{value:.1} MiB"),
+        Metric::RemovalMs | Metric::HeldUpMs => format!("{value:.2} ms"),
+        Metric::Iops | Metric::OpsPerS if value >= 1e6 => format!("{:.2}M", value / 1e6),
+        Metric::Iops | Metric::OpsPerS if value >= 1e3 => format!("{:.1}k", value / 1e3),
+        Metric::Iops | Metric::OpsPerS | Metric::MbPerS => format!("{value:.0}"),
         Metric::NotificationsPerIo => format!("{value:.3}"),
-        Metric::MeanNs | Metric::P50Ns | Metric::P99Ns | Metric::CpuNsPerIo => {
+        Metric::MeanNs
+        | Metric::P50Ns
+        | Metric::P99Ns
+        | Metric::CpuNsPerIo
+        | Metric::ServerCpuNsPerOp => {
             if value >= 1e5 {
                 format!("{:.0} us", value / 1e3)
             } else if value >= 1e3 {
