@@ -8,6 +8,7 @@ use parapet_blkback::request::{self, Layout, X86_32, X86_64};
 use parapet_hypervisor::memory::{PAGE_SIZE, Scratch};
 use parapet_ring::{Back, Front, Own};
 use parapet_xen_sys::{DomId, Errno, Port};
+use parapet_xenstore::migration::{Reader, Record, Writer};
 use parapet_xenstore::server::{Life, Server, World};
 use parapet_xenstore::store::{ClientId, Limits, Store};
 use parapet_xenstore::wire::Decoder;
@@ -17,8 +18,9 @@ use zerocopy::FromBytes;
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of their file in `fuzz/fuzz_targets` and folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("xenstored", xenstored),
+    ("migration", migration),
     ("block_request", block_request),
     ("shared_ring", shared_ring),
     ("guest_config", guest_config),
@@ -81,6 +83,28 @@ pub fn xenstored(data: &[u8]) {
         }
         server.take_stirred();
     }
+}
+
+/// A migration stream, whoever wrote it: what can be read can be written, and is then the same.
+pub fn migration(data: &[u8]) {
+    let Ok(reader) = Reader::new(data) else {
+        return;
+    };
+    let header = reader.header();
+    let Ok(records) = reader.map(|next| next.map(|(_, record)| record)).collect() else {
+        return;
+    };
+    let records: Vec<Record<'_>> = records;
+    let mut writer = Writer::new(header);
+    for record in &records {
+        writer.push(record).expect("what was read fits");
+    }
+    let again = writer.finish();
+    let again: Result<Vec<_>, _> = Reader::new(&again)
+        .expect("a header of our own")
+        .map(|next| next.map(|(_, record)| record))
+        .collect();
+    assert_eq!(again.as_ref(), Ok(&records));
 }
 
 /// A block request in both layouts: what passes the check lies within the disk and the page.

@@ -20,10 +20,11 @@
 //!     server    connections and domains, as a value; one task around it    no_std
 //!       store   nodes, permissions, watches, transactions: pure            no_std
 //!   wire        messages and requests as bytes: pure ([`wire`])            no_std
+//!   migration   what a xenstored knows, as bytes: pure ([`migration`])     no_std
 //! ```
 //!
 //! * [`store`] is a data structure, [`wire`] a codec, [`server::Server`] the two put together: none
-//!   of them does any input or output.
+//!   of them does any input or output. [`migration`] is how one xenstored hands over to the next.
 //! * [`server::daemon::Daemon`] is xenstored as a task on any place that has the seam;
 //!   `server::socket` (feature `std`) lets local processes in, Debian's tools among them.
 //! * [`client::Client`] is what a guest uses over its ring; `client::blocking` (feature `std`) what
@@ -43,6 +44,7 @@ pub mod client;
 #[cfg(feature = "std")]
 pub mod host;
 mod mailbox;
+pub mod migration;
 mod permission;
 pub mod server;
 pub mod store;
