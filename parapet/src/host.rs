@@ -27,7 +27,7 @@ use parapet_xen_sys::DomId;
 use parapet_xen_sys::Errno;
 use parapet_xenstore::client::{self, Client};
 use parapet_xenstore::server::daemon::{Daemon, Handle};
-use parapet_xenstore::store::{Limits, Store};
+use parapet_xenstore::store::Store;
 
 use crate::config::{DiskConfig, GuestConfig};
 use crate::guest::{Guest, Progress};
@@ -115,7 +115,7 @@ impl HostBuilder {
             ..DomainConfig::default()
         })?;
         let neighbours = dom0.clone();
-        let (xenstored, handle) = Daemon::new(dom0.clone(), Store::new(Limits::default()), {
+        let (xenstored, handle) = Daemon::new(dom0.clone(), Store::default(), {
             move |domid| neighbours.is_alive(domid)
         });
         dom0.run(async move |_| xenstored.run().await);

@@ -7,10 +7,11 @@ use parapet_blkback::negotiation::{Answer, Assignment, MAX_RING_PAGE_ORDER};
 use parapet_blkback::request::{self, Layout, X86_32, X86_64};
 use parapet_hypervisor::memory::{PAGE_SIZE, Scratch};
 use parapet_ring::{Back, Front, Own};
+use parapet_xen_sys::io::xs_wire::ServerFeatures;
 use parapet_xen_sys::{DomId, Errno, Port};
 use parapet_xenstore::migration::{Reader, Record, Writer};
 use parapet_xenstore::server::{Life, Server, World};
-use parapet_xenstore::store::{ClientId, Limits, Store};
+use parapet_xenstore::store::{ClientId, Store};
 use parapet_xenstore::wire::Decoder;
 use zerocopy::FromBytes;
 
@@ -38,7 +39,13 @@ impl World for FourDomains {
         }
     }
 
-    fn connect(&mut self, _: ClientId, domid: DomId, _: Port) -> Result<(), Errno> {
+    fn connect(
+        &mut self,
+        _: ClientId,
+        domid: DomId,
+        _: Port,
+        _: ServerFeatures,
+    ) -> Result<(), Errno> {
         if domid.0 < 4 {
             Ok(())
         } else {
@@ -54,7 +61,7 @@ impl World for FourDomains {
 /// xenstored, with a local client and two guests that send what they like. Whatever that is, what
 /// each of them gets is well-formed messages.
 pub fn xenstored(data: &[u8]) {
-    let mut server = Server::new(Store::new(Limits::default()));
+    let mut server = Server::new(Store::default());
     let mut clients = vec![server.connect_local()];
     for domid in [1, 2] {
         let introduced = server.introduce(DomId(domid), Port(domid.into()), &mut FourDomains);

@@ -52,6 +52,9 @@ pub trait Transport: Send {
     /// ready without need; it is never pending when there is need.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
+    /// Tells the other end, where there is a place for it, what xenstored does for it.
+    fn advertise(&mut self, _features: ServerFeatures) {}
+
     /// Tells the other end, where there is a place for it, why it is served no more.
     fn blame(&mut self, _why: RingError) {}
 
@@ -65,6 +68,8 @@ pub struct RingTransport<M, C> {
     ring: XenstoreRing<M>,
     end: End,
     channel: C,
+    /// What was advertised.
+    features: ServerFeatures,
 }
 
 impl<M: RingMemory, C: Channel> RingTransport<M, C> {
@@ -73,22 +78,27 @@ impl<M: RingMemory, C: Channel> RingTransport<M, C> {
     /// # Errors
     /// The memory is shorter than the page.
     pub fn guest(memory: M, channel: C) -> Result<Self, TooSmall> {
-        let end = End::Guest;
-        let ring = XenstoreRing::attach(memory, end)?;
-        Ok(RingTransport { ring, end, channel })
+        Self::attach(memory, channel, End::Guest)
     }
 
-    /// xenstored's end: says what we can do, and that we are there.
+    fn attach(memory: M, channel: C, end: End) -> Result<Self, TooSmall> {
+        Ok(RingTransport {
+            ring: XenstoreRing::attach(memory, end)?,
+            end,
+            channel,
+            features: ServerFeatures::empty(),
+        })
+    }
+
+    /// xenstored's end: says that we are there.
     ///
     /// # Errors
     /// The memory is shorter than the page.
     pub fn host(memory: M, channel: C) -> Result<Self, TooSmall> {
-        let end = End::Host;
-        let mut ring = XenstoreRing::attach(memory, end)?;
-        ring.advertise(FEATURES);
-        ring.set_error(RingError::None);
-        channel.notify();
-        Ok(RingTransport { ring, end, channel })
+        let mut host = Self::attach(memory, channel, End::Host)?;
+        host.ring.set_error(RingError::None);
+        host.channel.notify();
+        Ok(host)
     }
 
     fn moved(&self, bytes: usize) -> usize {
@@ -98,11 +108,6 @@ impl<M: RingMemory, C: Channel> RingTransport<M, C> {
         bytes
     }
 }
-
-/// What this xenstored can do.
-pub(crate) const FEATURES: ServerFeatures = ServerFeatures::ERROR
-    .union(ServerFeatures::WATCHDEPTH)
-    .union(ServerFeatures::DOMID_ANY);
 
 impl<M: RingMemory, C: Channel> Transport for RingTransport<M, C> {
     fn read(&mut self, to: &mut [u8]) -> Result<usize, Broken> {
@@ -123,9 +128,16 @@ impl<M: RingMemory, C: Channel> Transport for RingTransport<M, C> {
         self.channel.poll_wait(cx)
     }
 
+    fn advertise(&mut self, features: ServerFeatures) {
+        self.features = features;
+        self.ring.advertise(features);
+    }
+
     fn blame(&mut self, why: RingError) {
-        self.ring.set_error(why);
-        self.channel.notify();
+        if self.features.contains(ServerFeatures::ERROR) {
+            self.ring.set_error(why);
+            self.channel.notify();
+        }
     }
 
     fn restart(&mut self) {

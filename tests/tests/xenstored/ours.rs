@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use parapet_xen_sys::io::xs_wire::ServerFeatures;
 use parapet_xen_sys::{DomId, Errno, Port};
 use parapet_xenstore::server::{Life, Server, World};
 use parapet_xenstore::store::{ClientId, Store};
@@ -19,7 +20,13 @@ impl World for Machine {
         *self.domains.get(&domid).unwrap_or(&Life::Gone)
     }
 
-    fn connect(&mut self, client: ClientId, domid: DomId, _: Port) -> Result<(), Errno> {
+    fn connect(
+        &mut self,
+        client: ClientId,
+        domid: DomId,
+        _: Port,
+        _: ServerFeatures,
+    ) -> Result<(), Errno> {
         if self.life(domid) == Life::Gone {
             return Err(Errno::EINVAL);
         }

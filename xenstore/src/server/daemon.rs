@@ -21,7 +21,7 @@ use core::task::{Context, Poll, Waker};
 
 use parapet_hypervisor::seam::{Access, Events, Grants, Guest};
 use parapet_ring::Peer;
-use parapet_xen_sys::io::xs_wire::{RING_SIZE, RingError};
+use parapet_xen_sys::io::xs_wire::{RING_SIZE, RingError, ServerFeatures};
 use parapet_xen_sys::{DomId, Errno, GrantRef, Port};
 
 use super::{Life, Server, World};
@@ -78,6 +78,15 @@ pub trait Domains: Send + Unpin + 'static {
     fn connect(&mut self, domid: DomId, port: Port) -> Result<Box<dyn Transport>, Errno>;
 }
 
+/// The files of the host to which a xenstored writes its trace and its reports.
+pub trait Files: Send + Unpin + 'static {
+    /// Adds to the end of a file, which is made if it is not there.
+    ///
+    /// # Errors
+    /// `EINVAL`; the reason is in the log.
+    fn append(&mut self, file: &[u8], text: &[u8]) -> Result<(), Errno>;
+}
+
 /// A domain's connection, by its grant 1 and its `port`, for a xenstored in the domain `place`.
 ///
 /// # Errors
@@ -124,6 +133,7 @@ impl<G: Guest> Domains for Told<G> {
 /// The connections, and the way to new ones.
 struct Hub {
     domains: Box<dyn Domains>,
+    files: Option<Box<dyn Files>>,
     connections: BTreeMap<ClientId, Connection>,
     door: Door,
 }
@@ -150,10 +160,17 @@ impl World for Hub {
         self.domains.life(domid)
     }
 
-    fn connect(&mut self, client: ClientId, domid: DomId, port: Port) -> Result<(), Errno> {
+    fn connect(
+        &mut self,
+        client: ClientId,
+        domid: DomId,
+        port: Port,
+        features: ServerFeatures,
+    ) -> Result<(), Errno> {
         // A port that is bound cannot be bound again: what was there goes first.
         self.connections.remove(&client);
-        let transport = self.domains.connect(domid, port)?;
+        let mut transport = self.domains.connect(domid, port)?;
+        transport.advertise(features);
         self.add(client, transport);
         Ok(())
     }
@@ -167,6 +184,11 @@ impl World for Hub {
 
     fn disconnect(&mut self, client: ClientId) {
         self.connections.remove(&client);
+    }
+
+    fn append(&mut self, file: &[u8], text: &[u8]) -> Result<(), Errno> {
+        let files = self.files.as_mut().ok_or(Errno::EINVAL)?;
+        files.append(file, text)
     }
 }
 
@@ -261,12 +283,19 @@ impl Daemon {
             server: Server::new(store),
             hub: Hub {
                 domains: Box::new(domains),
+                files: None,
                 connections: BTreeMap::new(),
                 door: Mailbox::new(),
             },
             commands: commands.clone(),
         };
         (daemon, Handle(commands))
+    }
+
+    /// With files to write traces and reports to.
+    pub fn with_files(mut self, files: impl Files) -> Self {
+        self.hub.files = Some(Box::new(files));
+        self
     }
 
     /// Serves for ever: the task to spawn.

@@ -21,23 +21,27 @@
 
 mod control;
 pub mod daemon;
+#[cfg(feature = "std")]
+pub mod files;
 mod output;
 mod requests;
 #[cfg(feature = "std")]
 pub mod socket;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::mem;
 
-use parapet_xen_sys::io::xs_wire::{Operation, RingError};
+use parapet_xen_sys::io::xs_wire::{Operation, RingError, ServerFeatures};
 use parapet_xen_sys::{DomId, Errno, Port};
 
-use crate::store::{Caller, ClientId, Event, SpecialEvent, Store};
+use crate::store::{Caller, ClientId, Event, FEATURES, SpecialEvent, Store};
 use crate::wire::Decoder;
 use output::{Debt, Output};
+use trace::{Switch, Trace};
 
 /// How a domain fares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,17 +60,32 @@ pub trait World {
     fn life(&self, domid: DomId) -> Life;
 
     /// Connects to a domain's xenstore page (grant 1) and to its `port`; from then on that is
-    /// the connection `client`. If it is connected already, it only gets another port.
+    /// the connection `client`, and its page says that it has `features`. If it is connected
+    /// already, it only gets another port.
     ///
     /// # Errors
     /// `EINVAL`, or whatever went wrong.
-    fn connect(&mut self, client: ClientId, domid: DomId, port: Port) -> Result<(), Errno>;
+    fn connect(
+        &mut self,
+        client: ClientId,
+        domid: DomId,
+        port: Port,
+        features: ServerFeatures,
+    ) -> Result<(), Errno>;
 
     /// Empties a domain's ring.
     fn restart(&mut self, client: ClientId);
 
     /// Lets a connection go.
     fn disconnect(&mut self, client: ClientId);
+
+    /// Adds to the end of a file, which is made if it is not there: the log, or a report.
+    ///
+    /// # Errors
+    /// `EINVAL`: it cannot be written, or there are no files here.
+    fn append(&mut self, _file: &[u8], _text: &[u8]) -> Result<(), Errno> {
+        Err(Errno::EINVAL)
+    }
 }
 
 /// Who is at the other end of a connection.
@@ -117,8 +136,7 @@ pub struct Server {
     next_client: u64,
     /// Connections that got something to send, a fault, or leave to go on, by others' doing.
     stirred: BTreeSet<ClientId>,
-    /// Whether every request is logged.
-    access_log: bool,
+    trace: Trace,
 }
 
 /// Requests are not served while this many bytes wait to be read by their client.
@@ -142,7 +160,7 @@ impl Server {
             domains: BTreeMap::new(),
             next_client: 1,
             stirred: BTreeSet::new(),
-            access_log: false,
+            trace: Trace::default(),
         }
     }
 
@@ -168,6 +186,8 @@ impl Server {
         };
         self.connections.insert(client, connection);
         self.store.attach(client, caller);
+        let line = format_args!("{client:?} begins: {peer:?}");
+        self.trace.line(Switch::Objects, line);
         client
     }
 
@@ -191,6 +211,8 @@ impl Server {
         }
         self.forgive(debts);
         self.stirred.insert(client);
+        let line = format_args!("{client:?} is served no more: {why:?}");
+        self.trace.line(Switch::Objects, line);
     }
 
     /// Whether there is such a connection.
@@ -201,6 +223,14 @@ impl Server {
     /// Why a connection is served no more, if it is not.
     pub fn fault(&self, client: ClientId) -> Option<RingError> {
         self.connections.get(&client)?.fault
+    }
+
+    /// What we do for a client.
+    fn features(&self, client: ClientId) -> ServerFeatures {
+        match self.connections.get(&client).map(|it| it.peer) {
+            Some(Peer::Domain(domid)) => self.store.features(domid).unwrap_or(FEATURES),
+            _ => FEATURES,
+        }
     }
 
     // ---- bytes
@@ -224,6 +254,12 @@ impl Server {
     /// Serves some of the requests that have come in whole. Whether there were any: then there may
     /// be more.
     pub fn serve(&mut self, client: ClientId, world: &mut impl World) -> bool {
+        let served = self.serve_some(client, world);
+        self.trace.write(world);
+        served
+    }
+
+    fn serve_some(&mut self, client: ClientId, world: &mut impl World) -> bool {
         for turn in 0..TURN {
             let Some(connection) = self.connections.get_mut(&client) else {
                 return false;
@@ -277,13 +313,13 @@ impl Server {
         world: &mut impl World,
     ) -> Result<ClientId, Errno> {
         if let Some(domain) = self.domains.get(&domid) {
-            world.connect(domain.client, domid, port)?;
+            world.connect(domain.client, domid, port, self.features(domain.client))?;
             return Ok(domain.client);
         }
         let news = !self.store.knows(domid);
         self.store.know(domid);
         let client = self.connect(Peer::Domain(domid), Caller::domain(domid));
-        if let Err(error) = world.connect(client, domid, port) {
+        if let Err(error) = world.connect(client, domid, port, self.features(client)) {
             self.connections.remove(&client);
             self.store.detach(client);
             if news {

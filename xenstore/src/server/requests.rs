@@ -4,12 +4,14 @@ use alloc::borrow::Cow;
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec::Vec;
+use core::{fmt, mem};
 
-use parapet_xen_sys::io::xs_wire::{Operation, PAYLOAD_MAX};
+use parapet_xen_sys::io::xs_wire::{Operation, PAYLOAD_MAX, ServerFeatures};
 use parapet_xen_sys::{DomId, Errno};
 
+use super::trace::Switch;
 use super::{Life, Server, World};
-use crate::store::{ClientId, Event, Path, Special};
+use crate::store::{ClientId, Event, FEATURES, Limit, Path, Special};
 use crate::wire::{self, Message, Request};
 use crate::{Permission, TransactionId};
 
@@ -29,16 +31,21 @@ fn text(text: impl ToString) -> Answer {
 }
 
 /// Whether only the privileged may ask this.
-fn is_privileged(operation: Operation) -> bool {
-    matches!(
-        operation,
+fn is_privileged(operation: Operation, payload: &[u8]) -> bool {
+    match operation {
         Operation::Control
-            | Operation::Introduce
-            | Operation::Release
-            | Operation::IsDomainIntroduced
-            | Operation::Resume
-            | Operation::SetTarget
-    )
+        | Operation::Introduce
+        | Operation::Release
+        | Operation::IsDomainIntroduced
+        | Operation::Resume
+        | Operation::SetTarget
+        | Operation::SetFeature
+        | Operation::GetQuota
+        | Operation::SetQuota => true,
+        // Everybody may ask for what is done for itself.
+        Operation::GetFeature => payload.contains(&0),
+        _ => false,
+    }
 }
 
 impl Server {
@@ -48,9 +55,7 @@ impl Server {
         let &Message { req_id, tx_id, .. } = message;
         let result = self.request(client, message, world);
         self.deliver(Some(client));
-        if self.access_log {
-            self.log(client, message, result.as_ref().err());
-        }
+        self.trace_message(client, message, result.as_ref().err());
         match (result, Operation::try_from(message.operation)) {
             (Ok(Answer::Payload(payload)), Ok(operation)) => {
                 self.answer(client, operation, req_id, tx_id, &payload);
@@ -68,18 +73,25 @@ impl Server {
         }
     }
 
-    fn log(&self, client: ClientId, message: &Message, error: Option<&Errno>) {
-        let peer = self
-            .connections
-            .get(&client)
-            .map(|connection| connection.peer);
-        let operation = Operation::try_from(message.operation);
+    fn trace_message(&mut self, client: ClientId, message: &Message, error: Option<&Errno>) {
+        if !self.trace.wants(Switch::Messages) {
+            return;
+        }
+        let Some(peer) = self.connections.get(&client).map(|it| it.peer) else {
+            return;
+        };
+        let Message {
+            operation, tx_id, ..
+        } = message;
+        let operation: &dyn fmt::Debug = match Operation::try_from(*operation) {
+            Ok(known) => &{ known },
+            Err(_) => operation,
+        };
         let path = wire::strings(&message.payload).next().unwrap_or(&[]);
         let path = path.escape_ascii();
-        log::info!(
-            "{peer:?} {operation:?} tx {} {path}: {error:?}",
-            message.tx_id
-        );
+        let outcome = error.map_or("OK", |&error| wire::error_name(error));
+        let line = format_args!("{client:?} {peer:?} {operation:?} tx {tx_id} {path}: {outcome}");
+        self.trace.line(Switch::Messages, line);
     }
 
     fn request(
@@ -92,7 +104,7 @@ impl Server {
         if matches!(operation, Operation::WatchEvent | Operation::Error) {
             return Err(Errno::ENOSYS);
         }
-        if is_privileged(operation) && !self.store.caller(client)?.privileged {
+        if is_privileged(operation, &message.payload) && !self.store.caller(client)?.privileged {
             return Err(Errno::EACCES);
         }
         let tx = match operation {
@@ -114,7 +126,7 @@ impl Server {
         world: &mut impl World,
     ) -> Result<Answer, Errno> {
         let store = &mut self.store;
-        let node = |path: &[u8]| store.path(client, path, Special::Refused);
+        let mut node = |path: &[u8]| store.path(client, path, Special::Refused);
         match request {
             Request::Read(path) => {
                 let path = node(path)?;
@@ -157,11 +169,16 @@ impl Server {
             }
             Request::SetPerms { path, permissions } => {
                 let path = store.path(client, path, Special::Allowed)?;
-                self.set_permissions(client, tx, &path, &permissions, world)
+                self.set_permissions(client, tx, &path, permissions, world)
             }
-            Request::Watch { path, token, depth } => store
-                .watch(client, path, token, depth)
-                .map(Answer::Watching),
+            Request::Watch { path, token, depth } => {
+                let can = || self.features(client).contains(ServerFeatures::WATCHDEPTH);
+                if depth.is_some() && !can() {
+                    return Err(Errno::EINVAL);
+                }
+                let first = self.store.watch(client, path, token, depth)?;
+                Ok(Answer::Watching(first))
+            }
             Request::Unwatch { path, token } => store.unwatch(client, path, token).map(|()| DONE),
             Request::ResetWatches => {
                 store.reset(client);
@@ -200,10 +217,63 @@ impl Server {
                 Ok(DONE)
             }
             Request::Control { command, arguments } => {
-                let answer = self.control(command, &arguments)?;
+                let answer = self.control(command, &arguments, world)?;
                 Ok(Answer::Payload(answer.into()))
             }
+            Request::GetFeature(None) => Ok(text(self.features(client).bits())),
+            Request::GetFeature(Some(domid)) => {
+                self.look_up(domid, world)?;
+                let features = self.store.features(domid).ok_or(Errno::ENOENT)?;
+                Ok(text(features.bits()))
+            }
+            Request::SetFeature { domid, features } => {
+                self.look_up(domid, world)?;
+                if self.domains.contains_key(&domid) {
+                    return Err(Errno::EBUSY);
+                }
+                if !FEATURES.contains(features) {
+                    return Err(Errno::EINVAL);
+                }
+                self.store.set_features(domid, features);
+                Ok(DONE)
+            }
+            Request::ListQuotas => {
+                let names: Vec<_> = Limit::all().map(|limit| limit.to_string()).collect();
+                Ok(text(names.join(" ")))
+            }
+            Request::GetQuota { domid, name } => {
+                domid.map_or(Ok(()), |domid| self.look_up(domid, world))?;
+                let limit = Limit::named(name).ok_or(Errno::EINVAL)?;
+                let quotas = self.store.quotas(domid).ok_or(Errno::ENOENT)?;
+                Ok(text(quotas[limit]))
+            }
+            Request::SetQuota { domid, name, value } => {
+                domid.map_or(Ok(()), |domid| self.look_up(domid, world))?;
+                let limit = Limit::named(name).ok_or(Errno::EINVAL)?;
+                // C xenstored's mark for a quota that is not there.
+                if value == u32::MAX {
+                    return Err(Errno::EINVAL);
+                }
+                let quotas = self.store.quotas_mut(domid).ok_or(Errno::ENOENT)?;
+                quotas[limit] = value;
+                Ok(DONE)
+            }
         }
+    }
+
+    /// Takes note of a domain that exists and was not heard of before.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is none.
+    fn look_up(&mut self, domid: DomId, world: &impl World) -> Result<(), Errno> {
+        if self.store.knows(domid) {
+            return Ok(());
+        }
+        if !domid.is_domain() || world.life(domid) == Life::Gone {
+            return Err(Errno::ENOENT);
+        }
+        self.store.know(domid);
+        Ok(())
     }
 
     /// Permissions may name domains that exist and were not heard of before: a toolstack writes a
@@ -213,16 +283,20 @@ impl Server {
         client: ClientId,
         tx: TransactionId,
         path: &Path,
-        permissions: &[Permission],
+        mut permissions: Vec<Permission>,
         world: &impl World,
     ) -> Result<Answer, Errno> {
-        for domid in permissions.iter().map(|entry| entry.domid) {
-            if domid.is_domain() && !self.store.knows(domid) && world.life(domid) != Life::Gone {
-                self.store.know(domid);
-            }
+        for entry in &permissions {
+            // An entry for a domain that there is not counts for nothing.
+            let _ = self.look_up(entry.domid, world);
+        }
+        // And so does one for any domain, by who does not know that there is such a thing.
+        if !self.features(client).contains(ServerFeatures::DOMID_ANY) {
+            let mut first = true;
+            permissions.retain(|entry| mem::take(&mut first) || entry.domid != DomId::ANY);
         }
         self.store
-            .set_permissions(client, tx, path, permissions)
+            .set_permissions(client, tx, path, &permissions)
             .map(|()| DONE)
     }
 

@@ -1,120 +1,156 @@
-//! The domains that the store has heard of: when, what they use, and what they may.
+//! The domains that the store has heard of: when, what they may, and what they use.
 
 use alloc::collections::BTreeMap;
 
-use parapet_xen_sys::io::xs_wire::REL_PATH_MAX;
+use parapet_xen_sys::io::xs_wire::ServerFeatures;
 use parapet_xen_sys::{DomId, Errno};
 
-/// What an unprivileged domain may use; zero is no limit. The defaults are C xenstored's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Nodes that it owns.
-    pub nodes: usize,
-    /// Watches.
-    pub watches: usize,
-    /// Transactions at a time.
-    pub transactions: usize,
-    /// Bytes of a node: its header, permissions, value and the names of its children.
-    pub node_size: usize,
-    /// Permission entries of a node.
-    pub permissions: usize,
-    /// Bytes of a path, its home not counted.
-    pub path: usize,
-    /// Nodes that a transaction may touch.
-    pub transaction_nodes: usize,
-}
+use super::quota::{Quota, Quotas, Usage};
 
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            nodes: 1000,
-            watches: 128,
-            transactions: 10,
-            node_size: 2048,
-            permissions: 5,
-            path: REL_PATH_MAX,
-            transaction_nodes: 1024,
-        }
-    }
-}
-
-/// Whether `value` is more than `limit` allows.
+/// What this xenstored can do for a domain, unless less was chosen for it.
 ///
-/// # Errors
-/// `ENOSPC`, the protocol's word for a quota.
-pub(super) fn within(limit: usize, value: usize) -> Result<(), Errno> {
-    if limit == 0 || value <= limit {
-        Ok(())
-    } else {
-        Err(Errno::ENOSPC)
-    }
-}
-
-/// What a domain uses of its quotas.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Nodes that it owns.
-    pub nodes: usize,
-    /// Watches.
-    pub watches: usize,
-    /// Open transactions.
-    pub transactions: usize,
-}
+/// Not [`ServerFeatures::RECONNECTION`], as with C xenstored: a guest cannot have its ring started
+/// anew by itself; INTRODUCE does that.
+pub const FEATURES: ServerFeatures = ServerFeatures::ERROR
+    .union(ServerFeatures::WATCHDEPTH)
+    .union(ServerFeatures::DOMID_ANY);
 
 #[derive(Debug)]
 struct Domain {
     born: u64,
-    usage: Usage,
+    quotas: Quotas,
+    features: ServerFeatures,
+    used: Usage,
+    /// The most that it used at a time, or asked for at once.
+    most: Usage,
 }
 
 /// By id. A record begins when a domain is first named, and ends with the domain: nothing in it
 /// reaches the next one that gets the id.
 #[derive(Debug, Default)]
-pub(super) struct Domains(BTreeMap<DomId, Domain>);
+pub(super) struct Domains {
+    known: BTreeMap<DomId, Domain>,
+    /// What the next domain may use.
+    pub(super) defaults: Quotas,
+    /// The most that any guest used.
+    most: Usage,
+}
 
 impl Domains {
+    pub(super) fn new(defaults: Quotas) -> Self {
+        Domains {
+            defaults,
+            ..Domains::default()
+        }
+    }
+
     /// Notes a domain, unless it is known, as born in generation `born`.
     pub(super) fn know(&mut self, domid: DomId, born: u64) {
-        self.0.entry(domid).or_insert(Domain {
+        self.known.entry(domid).or_insert_with(|| Domain {
             born,
-            usage: Usage::default(),
+            quotas: self.defaults.clone(),
+            features: FEATURES,
+            used: Usage::default(),
+            most: Usage::default(),
         });
     }
 
     pub(super) fn forget(&mut self, domid: DomId) {
-        self.0.remove(&domid);
+        self.known.remove(&domid);
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = DomId> {
-        self.0.keys().copied()
+        self.known.keys().copied()
     }
 
     pub(super) fn is_known(&self, domid: DomId) -> bool {
-        self.0.contains_key(&domid)
+        self.known.contains_key(&domid)
     }
 
     /// Whether the domain lives, and did in generation `when` already.
     pub(super) fn is_since(&self, domid: DomId, when: u64) -> bool {
-        self.0.get(&domid).is_some_and(|domain| domain.born <= when)
-    }
-
-    pub(super) fn usage(&self, domid: DomId) -> Usage {
-        self.0
+        self.known
             .get(&domid)
-            .map_or(Usage::default(), |domain| domain.usage)
+            .is_some_and(|domain| domain.born <= when)
     }
 
-    /// Lets `change` correct what a domain uses. What an unknown domain uses is nobody's.
-    pub(super) fn account(&mut self, domid: DomId, change: impl FnOnce(&mut Usage)) {
-        if let Some(domain) = self.0.get_mut(&domid) {
-            change(&mut domain.usage);
+    // ---- what it may
+
+    pub(super) fn quotas(&self, domid: DomId) -> Option<&Quotas> {
+        self.known.get(&domid).map(|domain| &domain.quotas)
+    }
+
+    pub(super) fn quotas_mut(&mut self, domid: DomId) -> Option<&mut Quotas> {
+        self.known.get_mut(&domid).map(|domain| &mut domain.quotas)
+    }
+
+    pub(super) fn features(&self, domid: DomId) -> Option<ServerFeatures> {
+        self.known.get(&domid).map(|domain| domain.features)
+    }
+
+    pub(super) fn set_features(&mut self, domid: DomId, features: ServerFeatures) {
+        if let Some(domain) = self.known.get_mut(&domid) {
+            domain.features = features;
         }
     }
 
-    /// Adds to (or takes from) the nodes that a domain owns.
-    pub(super) fn own(&mut self, domid: DomId, nodes: isize) {
-        self.account(domid, |usage| {
-            usage.nodes = usage.nodes.saturating_add_signed(nodes);
-        });
+    /// Whether the domain may have `value` of something; if so, that counts as used once.
+    ///
+    /// # Errors
+    /// `ENOSPC`, the protocol's word for a quota.
+    pub(super) fn check(&mut self, domid: DomId, quota: Quota, value: usize) -> Result<(), Errno> {
+        if domid == DomId::ZERO {
+            return Ok(());
+        }
+        let domain = self.known.get_mut(&domid);
+        let quotas = domain.as_ref().map_or(&self.defaults, |it| &it.quotas);
+        if !quotas.allow(quota, value) {
+            return Err(Errno::ENOSPC);
+        }
+        let most = domain.map(|it| &mut it.most);
+        for most in most.into_iter().chain([&mut self.most]) {
+            most[quota] = most[quota].max(value);
+        }
+        Ok(())
+    }
+
+    // ---- what it uses
+
+    pub(super) fn used(&self, domid: DomId) -> Usage {
+        self.known
+            .get(&domid)
+            .map_or(Usage::default(), |domain| domain.used)
+    }
+
+    /// The most that the domain used, or any guest if none is given.
+    pub(super) fn most(&self, domid: Option<DomId>) -> Usage {
+        match domid {
+            Some(domid) => self
+                .known
+                .get(&domid)
+                .map_or(Usage::default(), |domain| domain.most),
+            None => self.most,
+        }
+    }
+
+    /// Counts the most that was used from now on.
+    pub(super) fn reset_most(&mut self) {
+        self.most = Usage::default();
+        for domain in self.known.values_mut() {
+            domain.most = domain.used;
+        }
+    }
+
+    /// Adds to (or takes from) what a domain uses. What an unknown domain uses is nobody's.
+    pub(super) fn account(&mut self, domid: DomId, quota: Quota, change: isize) {
+        let Some(domain) = self.known.get_mut(&domid) else {
+            return;
+        };
+        let used = domain.used[quota].saturating_add_signed(change);
+        domain.used[quota] = used;
+        domain.most[quota] = domain.most[quota].max(used);
+        if domid != DomId::ZERO {
+            self.most[quota] = self.most[quota].max(used);
+        }
     }
 }

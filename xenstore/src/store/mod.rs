@@ -26,6 +26,7 @@ mod model;
 mod node;
 mod path;
 mod permissions;
+mod quota;
 #[cfg(test)]
 mod tests;
 mod transaction;
@@ -37,15 +38,17 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use parapet_xen_sys::io::xs_wire::ServerFeatures;
 use parapet_xen_sys::{DomId, Errno};
 
-pub use domains::{Limits, Usage};
+pub use domains::FEATURES;
 pub use node::Node;
 pub use path::{Path, Special};
 pub use permissions::{Caller, Permissions};
+pub use quota::{Level, Limit, Quota, Quotas, Usage};
 pub use watches::Event;
 
-use domains::{Domains, within};
+use domains::Domains;
 use permissions::Rights;
 use transaction::{Change, Log, Transaction};
 use tree::Tree;
@@ -90,7 +93,6 @@ pub struct Store {
     /// Grows with every change, and with every birth of a domain.
     generation: u64,
     domains: Domains,
-    limits: Limits,
     clients: BTreeMap<ClientId, Client>,
     watches: Watches,
     events: Vec<Event>,
@@ -98,34 +100,30 @@ pub struct Store {
 
 impl Default for Store {
     fn default() -> Self {
-        Store::new(Limits::default())
+        Store::new(Quotas::default())
     }
 }
 
 impl Store {
     /// A store as a fresh xenstored has it: `/tool/xenstored`, and the special names.
-    pub fn new(limits: Limits) -> Self {
-        let mut domains = Domains::default();
+    ///
+    /// Each guest may use what `quotas` says, until that is changed.
+    pub fn new(quotas: Quotas) -> Self {
+        let mut domains = Domains::new(quotas);
         domains.know(DomId::ZERO, 0);
         let tree = Tree::new();
         tree.walk(|_, node| {
-            domains.own(node.permissions().owner(), 1);
+            domains.account(node.permissions().owner(), Quota::Nodes, 1);
             true
         });
         Store {
             tree,
             generation: 0,
             domains,
-            limits,
             clients: BTreeMap::new(),
             watches: Watches::default(),
             events: Vec::new(),
         }
-    }
-
-    /// What guests may use.
-    pub fn limits(&self) -> &Limits {
-        &self.limits
     }
 
     /// Takes the events that are due, in order.
@@ -163,10 +161,13 @@ impl Store {
         for (path, token) in &watches {
             self.watches.remove(client, path, token);
         }
-        self.domains.account(known.caller.domid, |usage| {
-            usage.watches = usage.watches.saturating_sub(watches.len());
-            usage.transactions = usage.transactions.saturating_sub(transactions.len());
-        });
+        let domid = known.caller.domid;
+        for (quota, ended) in [
+            (Quota::Watches, watches.len()),
+            (Quota::Transactions, transactions.len()),
+        ] {
+            self.domains.account(domid, quota, -ended.cast_signed());
+        }
     }
 
     /// On whose behalf the client acts.
@@ -189,12 +190,13 @@ impl Store {
     ///
     /// # Errors
     /// `EINVAL`, whatever is wrong with it.
-    pub fn path(&self, client: ClientId, raw: &[u8], special: Special) -> Result<Path, Errno> {
+    pub fn path(&mut self, client: ClientId, raw: &[u8], special: Special) -> Result<Path, Errno> {
         let caller = self.caller(client)?;
         let path = Path::parse(raw, caller.domid, special)?;
-        if !caller.privileged {
-            within(self.limits.path, path.counted_len()).map_err(|_| Errno::EINVAL)?;
-        }
+        let allowed = self
+            .domains
+            .check(caller.domid, Quota::PathMax, path.counted_len());
+        allowed.map_err(|_| Errno::EINVAL)?;
         Ok(path)
     }
 
@@ -219,9 +221,46 @@ impl Store {
         self.domains.all().collect()
     }
 
+    /// What a domain may use, if it is known; or, if none is given, what the next one may.
+    pub fn quotas(&self, domid: Option<DomId>) -> Option<&Quotas> {
+        match domid {
+            Some(domid) => self.domains.quotas(domid),
+            None => Some(&self.domains.defaults),
+        }
+    }
+
+    /// The same, to change.
+    pub fn quotas_mut(&mut self, domid: Option<DomId>) -> Option<&mut Quotas> {
+        match domid {
+            Some(domid) => self.domains.quotas_mut(domid),
+            None => Some(&mut self.domains.defaults),
+        }
+    }
+
     /// What a domain uses of its quotas.
-    pub fn usage(&self, domid: DomId) -> Usage {
-        self.domains.usage(domid)
+    pub fn used(&self, domid: DomId) -> Usage {
+        self.domains.used(domid)
+    }
+
+    /// The most that a domain used at a time, or any guest if none is given, since this was last
+    /// reset.
+    pub fn most(&self, domid: Option<DomId>) -> Usage {
+        self.domains.most(domid)
+    }
+
+    /// Lets [`Store::most`] begin with what is used now.
+    pub fn reset_most(&mut self) {
+        self.domains.reset_most();
+    }
+
+    /// What this xenstored does for a domain, if it is known.
+    pub fn features(&self, domid: DomId) -> Option<ServerFeatures> {
+        self.domains.features(domid)
+    }
+
+    /// Chooses what this xenstored does for a domain, of [`FEATURES`].
+    pub fn set_features(&mut self, domid: DomId, features: ServerFeatures) {
+        self.domains.set_features(domid, features & FEATURES);
     }
 
     /// A domain is gone: its nodes are removed, with all below them, and its name is taken out of
@@ -395,9 +434,9 @@ impl Store {
     /// `ENOSPC` for the quota.
     pub fn begin(&mut self, client: ClientId) -> Result<TransactionId, Errno> {
         let known = self.clients.get_mut(&client).ok_or(Errno::EINVAL)?;
-        if !known.caller.privileged {
-            within(self.limits.transactions, known.transactions.len() + 1)?;
-        }
+        let domid = known.caller.domid;
+        let open = known.transactions.len();
+        self.domains.check(domid, Quota::Transactions, open + 1)?;
         let id = loop {
             let id = TransactionId(known.next_transaction);
             known.next_transaction = known.next_transaction.wrapping_add(1);
@@ -406,8 +445,7 @@ impl Store {
             }
         };
         known.transactions.insert(id, Transaction::new(&self.tree));
-        self.domains
-            .account(known.caller.domid, |usage| usage.transactions += 1);
+        self.domains.account(domid, Quota::Transactions, 1);
         Ok(id)
     }
 
@@ -428,9 +466,7 @@ impl Store {
         let known = self.clients.get_mut(&client).ok_or(Errno::EINVAL)?;
         let transaction = known.transactions.remove(&tx).ok_or(Errno::ENOENT)?;
         let caller = known.caller;
-        self.domains.account(caller.domid, |usage| {
-            usage.transactions = usage.transactions.saturating_sub(1);
-        });
+        self.domains.account(caller.domid, Quota::Transactions, -1);
         if !commit {
             return Ok(());
         }
@@ -439,9 +475,10 @@ impl Store {
         }
         if !caller.privileged {
             for (domid, nodes) in transaction.log.owned() {
-                let owned = self.domains.usage(domid).nodes;
-                if nodes > 0 && domid != DomId::ZERO {
-                    within(self.limits.nodes, owned.saturating_add_signed(nodes))?;
+                if nodes > 0 {
+                    let owned = self.domains.used(domid)[Quota::Nodes];
+                    let owned = owned.saturating_add_signed(nodes);
+                    self.domains.check(domid, Quota::Nodes, owned)?;
                 }
             }
         }
@@ -473,9 +510,9 @@ impl Store {
         if known.watches.contains(&entry) {
             return Err(Errno::EEXIST);
         }
-        if !known.caller.privileged {
-            within(self.limits.watches, known.watches.len() + 1)?;
-        }
+        let domid = known.caller.domid;
+        let watches = known.watches.len();
+        self.domains.check(domid, Quota::Watches, watches + 1)?;
         let skip = if path::is_relative(raw) {
             path.as_str().len() - raw.len()
         } else {
@@ -484,8 +521,7 @@ impl Store {
         let watch = self.watches.add(client, &path, token, depth, skip)?;
         let first = Event::new(watch, path);
         known.watches.insert(entry);
-        self.domains
-            .account(known.caller.domid, |usage| usage.watches += 1);
+        self.domains.account(domid, Quota::Watches, 1);
         Ok(first)
     }
 
@@ -500,9 +536,7 @@ impl Store {
             return Err(Errno::ENOENT);
         }
         self.watches.remove(client, &path, token);
-        self.domains.account(known.caller.domid, |usage| {
-            usage.watches = usage.watches.saturating_sub(1);
-        });
+        self.domains.account(known.caller.domid, Quota::Watches, -1);
         Ok(())
     }
 
@@ -514,8 +548,7 @@ impl Store {
             caller,
             tree: &mut self.tree,
             log,
-            domains: &self.domains,
-            limits: &self.limits,
+            domains: &mut self.domains,
             now: self.generation,
         }
     }
@@ -539,8 +572,7 @@ impl Store {
             caller: known.caller,
             tree,
             log,
-            domains: &self.domains,
-            limits: &self.limits,
+            domains: &mut self.domains,
             now: self.generation,
         })
     }
@@ -560,7 +592,7 @@ impl Store {
     /// What was done is now in the live tree: accounts for it, and computes its events.
     fn done(&mut self, log: Log) {
         for (domid, nodes) in log.owned() {
-            self.domains.own(domid, nodes);
+            self.domains.account(domid, Quota::Nodes, nodes);
         }
         let changes = log.into_changes();
         for change in &changes {

@@ -212,7 +212,7 @@ proptest! {
             });
             prop_assert!(seen == model.0);
             // What domain 0 owns of a fresh store.
-            prop_assert_eq!(store.usage(DomId::ZERO).nodes, seen.len() + 2);
+            prop_assert_eq!(store.used(DomId::ZERO)[Quota::Nodes], seen.len() + 2);
         }
     }
 }

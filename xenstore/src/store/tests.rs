@@ -75,7 +75,7 @@ fn writing_creates_the_missing_parents_with_inherited_permissions() {
         inherited.entries().collect::<Vec<_>>(),
         permissions(&["n7", "b7", "r8"])
     );
-    assert_eq!(store.usage(DomId(7)).nodes, 3);
+    assert_eq!(store.used(DomId(7))[Quota::Nodes], 3);
 }
 
 #[test]
@@ -120,7 +120,10 @@ fn only_the_privileged_give_nodes_away() {
     assert_eq!(unknown, Err(Errno::ENOENT));
     store.set_permissions(DOM0, LIVE, &home, &give).unwrap();
     assert_eq!(
-        (store.usage(DomId(7)).nodes, store.usage(DomId(8)).nodes),
+        (
+            store.used(DomId(7))[Quota::Nodes],
+            store.used(DomId(8))[Quota::Nodes]
+        ),
         (0, 2)
     );
 }
@@ -137,11 +140,11 @@ fn removal_wants_a_parent_and_spares_the_root() {
     store
         .write(DOM0, LIVE, &path("/local/domain/7/a/b/c"), b"")
         .unwrap();
-    assert_eq!(store.usage(DomId(7)).nodes, 4);
+    assert_eq!(store.used(DomId(7))[Quota::Nodes], 4);
     store
         .remove(GUEST, LIVE, &path("/local/domain/7/a"))
         .unwrap();
-    assert_eq!(store.usage(DomId(7)).nodes, 1);
+    assert_eq!(store.used(DomId(7))[Quota::Nodes], 1);
 }
 
 #[test]
@@ -269,13 +272,13 @@ fn a_transaction_is_invisible_until_it_commits_and_then_tells_once_a_node() {
     assert_eq!(value(&mut store, OTHER, at.as_str()), Err(Errno::ENOENT));
     assert_eq!(store.read(OTHER, tx, &at).unwrap().value(), b"2");
     assert_eq!(
-        (told(&mut store).len(), store.usage(DomId(8)).nodes),
+        (told(&mut store).len(), store.used(DomId(8))[Quota::Nodes]),
         (0, 1)
     );
     store.end(OTHER, tx, true).unwrap();
     assert_eq!(told(&mut store), [event(OTHER, at.as_str(), "w")]);
     assert_eq!(value(&mut store, OTHER, at.as_str()).unwrap(), b"2");
-    assert_eq!(store.usage(DomId(8)).nodes, 2);
+    assert_eq!(store.used(DomId(8))[Quota::Nodes], 2);
     assert_eq!(store.end(OTHER, tx, true), Err(Errno::ENOENT));
 }
 
@@ -381,7 +384,7 @@ fn the_next_domain_of_an_id_inherits_nothing() {
     );
     store.know(DomId(7));
     store.attach(GUEST, Caller::domain(DomId(7)));
-    assert_eq!(store.usage(DomId(7)), Usage::default());
+    assert_eq!(store.used(DomId(7)), Usage::default());
     assert_eq!(value(&mut store, GUEST, "/shared"), Err(Errno::EACCES));
     let left = store.permissions(DOM0, LIVE, &path("/shared")).unwrap();
     assert_eq!(
@@ -399,16 +402,19 @@ fn the_next_domain_of_an_id_inherits_nothing() {
 
 #[test]
 fn quotas_bind_guests_and_not_domain_0() {
-    let limits = Limits {
-        nodes: 3,
-        watches: 1,
-        transactions: 1,
-        node_size: 100,
-        permissions: 2,
-        path: 20,
-        transaction_nodes: 3,
-    };
-    let mut store = Store::new(limits);
+    let mut quotas = Quotas::default();
+    for (quota, value) in [
+        (Quota::Nodes, 3),
+        (Quota::Watches, 1),
+        (Quota::Transactions, 1),
+        (Quota::NodeSize, 100),
+        (Quota::NodePermissions, 2),
+        (Quota::PathMax, 20),
+        (Quota::TransactionNodes, 3),
+    ] {
+        quotas[Limit::hard(quota)] = value;
+    }
+    let mut store = Store::new(quotas);
     store.know(DomId(7));
     store.attach(GUEST, Caller::domain(DomId(7)));
     store.attach(DOM0, Caller::PRIVILEGED);

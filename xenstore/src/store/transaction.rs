@@ -209,13 +209,13 @@ impl Transaction {
 mod tests {
     use super::*;
     use crate::TransactionId;
-    use crate::store::{Caller, ClientId, Limits, Store};
+    use crate::store::{Caller, ClientId, Limit, Quota, Quotas, Store};
 
     const GUEST: ClientId = ClientId(7);
 
     /// A guest's store with an open transaction.
-    fn open(limits: Limits) -> (Store, TransactionId) {
-        let mut store = Store::new(limits);
+    fn open(quotas: Quotas) -> (Store, TransactionId) {
+        let mut store = Store::new(quotas);
         let domid = DomId(7);
         store.know(domid);
         store.attach(ClientId(0), Caller::PRIVILEGED);
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_node_changed_again_and_again_in_a_transaction_is_one_change() {
-        let (mut store, tx) = open(Limits::default());
+        let (mut store, tx) = open(Quotas::default());
         let path = Path::new("/local/domain/7/x").unwrap();
         for _ in 0..1000 {
             store.write(GUEST, tx, &path, b"1").unwrap();
@@ -252,11 +252,9 @@ mod tests {
 
     #[test]
     fn a_transaction_that_exceeded_its_quota_grows_no_more() {
-        let limits = Limits {
-            transaction_nodes: 4,
-            ..Limits::default()
-        };
-        let (mut store, tx) = open(limits);
+        let mut quotas = Quotas::default();
+        quotas[Limit::hard(Quota::TransactionNodes)] = 4;
+        let (mut store, tx) = open(quotas);
         let read = |store: &mut Store, n: u32| {
             let path = alloc::format!("/local/domain/7/{n}");
             let _ = store.read(GUEST, tx, &Path::new(&path).unwrap());

@@ -10,10 +10,11 @@ use alloc::vec::Vec;
 
 use parapet_xen_sys::Errno;
 
-use super::domains::{Domains, Limits, within};
+use super::domains::Domains;
 use super::node::{self, Node};
 use super::path::Path;
 use super::permissions::{Caller, Permissions, Rights};
+use super::quota::Quota;
 use super::transaction::{Change, Log};
 use super::tree::{Tree, walk};
 use crate::Permission;
@@ -23,8 +24,7 @@ pub(super) struct Workspace<'a, 'l> {
     pub(super) caller: Caller,
     pub(super) tree: &'a mut Tree,
     pub(super) log: &'l mut Log,
-    pub(super) domains: &'a Domains,
-    pub(super) limits: &'a Limits,
+    pub(super) domains: &'a mut Domains,
     /// The generation that this request makes.
     pub(super) now: u64,
 }
@@ -60,22 +60,23 @@ impl<'a> Workspace<'a, '_> {
         })
     }
 
-    /// A guest's quota on the nodes that a transaction touches.
+    /// The quota on the nodes that a transaction touches.
     fn check_touched(&mut self) -> Result<(), Errno> {
-        let touched = self.log.len();
-        self.or_fail(within(self.limits.transaction_nodes, touched))
+        self.check_or_fail(Quota::TransactionNodes, self.log.len())
     }
 
-    /// A guest's quota on the size of a node.
+    /// The quota on the size of a node.
     fn check_size(&mut self, size: usize) -> Result<(), Errno> {
-        self.or_fail(within(self.limits.node_size, size))
+        self.check_or_fail(Quota::NodeSize, size)
     }
 
-    /// Quotas bind guests only; and to exceed one of these spoils the transaction.
-    fn or_fail(&mut self, result: Result<(), Errno>) -> Result<(), Errno> {
-        if self.caller.privileged {
-            return Ok(());
-        }
+    fn check(&mut self, quota: Quota, value: usize) -> Result<(), Errno> {
+        self.domains.check(self.caller.domid, quota, value)
+    }
+
+    /// To exceed one of these spoils the transaction.
+    fn check_or_fail(&mut self, quota: Quota, value: usize) -> Result<(), Errno> {
+        let result = self.check(quota, value);
         self.log.failed |= result.is_err();
         result
     }
@@ -147,10 +148,9 @@ impl<'a> Workspace<'a, '_> {
         let largest = lists.fold(parent.max(least(value.len(), 0)), usize::max);
         self.check_size(largest)?;
         if !self.caller.privileged {
-            let owned = self.domains.usage(owner).nodes;
-            let growth =
-                self.log.growth(owner) + isize::try_from(names.len()).unwrap_or(isize::MAX);
-            within(self.limits.nodes, owned.saturating_add_signed(growth))?;
+            let growth = self.log.growth(owner) + names.len().cast_signed();
+            let owned = self.domains.used(owner)[Quota::Nodes];
+            self.check(Quota::Nodes, owned.saturating_add_signed(growth))?;
         }
 
         for levels in 1..=names.len() {
@@ -216,9 +216,7 @@ impl<'a> Workspace<'a, '_> {
         entries: &[Permission],
     ) -> Result<(), Errno> {
         let permissions = Permissions::new(entries, self.now)?;
-        if !self.caller.privileged {
-            within(self.limits.permissions, permissions.len())?;
-        }
+        self.check(Quota::NodePermissions, permissions.len())?;
         let owner = permissions.owner();
         if !self.domains.is_known(owner) {
             return Err(Errno::ENOENT);

@@ -14,6 +14,7 @@ mod message;
 mod request;
 
 pub use message::{Decoder, Message, TooLong, encode};
+pub(crate) use request::number;
 pub use request::{Request, strings};
 
 use parapet_xen_sys::Errno;

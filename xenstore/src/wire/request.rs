@@ -3,7 +3,7 @@
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use parapet_xen_sys::io::xs_wire::Operation;
+use parapet_xen_sys::io::xs_wire::{Operation, ServerFeatures};
 use parapet_xen_sys::{DomId, Errno, Port};
 
 use super::message::{TooLong, encode};
@@ -99,6 +99,33 @@ pub enum Request<'a> {
         /// From this byte of the whole list on.
         offset: usize,
     },
+    /// What xenstored can do for this domain, or for who asks.
+    GetFeature(Option<DomId>),
+    /// Choose what xenstored is to do for a domain that is not introduced yet.
+    SetFeature {
+        /// The domain.
+        domid: DomId,
+        /// What, and nothing else.
+        features: ServerFeatures,
+    },
+    /// The names of all quotas.
+    ListQuotas,
+    /// The value of a quota.
+    GetQuota {
+        /// For this domain, or for those that are yet to come.
+        domid: Option<DomId>,
+        /// Its name.
+        name: &'a [u8],
+    },
+    /// Set the value of a quota.
+    SetQuota {
+        /// For this domain, or for those that are yet to come.
+        domid: Option<DomId>,
+        /// Its name.
+        name: &'a [u8],
+        /// Zero for none.
+        value: u32,
+    },
 }
 
 /// The zero-terminated strings in `payload`. Bytes after the last zero belong to none.
@@ -134,7 +161,7 @@ fn several<const N: usize>(payload: &[u8], exactly: bool) -> Result<[&[u8]; N], 
 }
 
 /// A number as C's `atoi` finds it: digits up to whatever follows, zero if there are none.
-fn number(text: &[u8]) -> i64 {
+pub(crate) fn number(text: &[u8]) -> i64 {
     let text = text.trim_ascii_start();
     let (sign, digits) = match text.split_first() {
         Some((b'-', rest)) => (-1, rest),
@@ -147,6 +174,11 @@ fn number(text: &[u8]) -> i64 {
             .saturating_add(i64::from(digit - b'0'))
     });
     sign * magnitude
+}
+
+/// The same as an `unsigned int`.
+fn unsigned(text: &[u8]) -> u32 {
+    number(text) as u32
 }
 
 /// A domain's id. Like C xenstored this takes nothing at all for domain 0, and nothing else that
@@ -255,16 +287,52 @@ impl<'a> Request<'a> {
                 let [path, offset] = several(payload, true)?;
                 Request::DirectoryPart {
                     path,
-                    // As an `unsigned int`.
-                    offset: usize::try_from(number(offset) as u32).unwrap_or(usize::MAX),
+                    offset: usize::try_from(unsigned(offset)).unwrap_or(usize::MAX),
                 }
             }
-            Operation::WatchEvent
-            | Operation::Error
-            | Operation::GetFeature
-            | Operation::SetFeature
-            | Operation::GetQuota
-            | Operation::SetQuota => return Err(Errno::ENOSYS),
+            Operation::GetFeature => match strings(payload).count() {
+                0 => Request::GetFeature(None),
+                _ => {
+                    let [id] = several(payload, true)?;
+                    Request::GetFeature(Some(domid(id)?))
+                }
+            },
+            Operation::SetFeature => {
+                let [id, features] = several(payload, true)?;
+                Request::SetFeature {
+                    domid: domid(id)?,
+                    features: ServerFeatures::from_bits_retain(unsigned(features)),
+                }
+            }
+            Operation::GetQuota => match strings(payload).count() {
+                0 => Request::ListQuotas,
+                1 => {
+                    let [name] = several(payload, true)?;
+                    Request::GetQuota { domid: None, name }
+                }
+                _ => {
+                    let [id, name] = several(payload, true)?;
+                    Request::GetQuota {
+                        domid: Some(domid(id)?),
+                        name,
+                    }
+                }
+            },
+            Operation::SetQuota => {
+                let global = strings(payload).count() == 2;
+                let (id, [name, value]) = if global {
+                    (None, several(payload, true)?)
+                } else {
+                    let [id, name, value] = several(payload, true)?;
+                    (Some(domid(id)?), [name, value])
+                };
+                Request::SetQuota {
+                    domid: id,
+                    name,
+                    value: unsigned(value),
+                }
+            }
+            Operation::WatchEvent | Operation::Error => return Err(Errno::ENOSYS),
         })
     }
 
@@ -308,6 +376,10 @@ impl<'a> Request<'a> {
             Request::SetTarget { .. } => Operation::SetTarget,
             Request::ResetWatches => Operation::ResetWatches,
             Request::DirectoryPart { .. } => Operation::DirectoryPart,
+            Request::GetFeature(_) => Operation::GetFeature,
+            Request::SetFeature { .. } => Operation::SetFeature,
+            Request::ListQuotas | Request::GetQuota { .. } => Operation::GetQuota,
+            Request::SetQuota { .. } => Operation::SetQuota,
         }
     }
 
@@ -368,6 +440,25 @@ impl<'a> Request<'a> {
             Request::SetTarget { domid, target } => message(&[&id(domid), zero, &id(target), zero]),
             Request::DirectoryPart { path, offset } => {
                 message(&[path, zero, offset.to_string().as_bytes(), zero])
+            }
+            Request::GetFeature(None) | Request::ListQuotas => message(&[]),
+            Request::GetFeature(Some(domid)) => message(&[&id(domid), zero]),
+            Request::SetFeature { domid, features } => {
+                message(&[&id(domid), zero, &decimal(features.bits().into()), zero])
+            }
+            Request::GetQuota { domid, name } => {
+                let id = domid.as_ref().map(id);
+                let mut payload = Vec::new();
+                payload.extend(id.iter().flat_map(|id| [id, zero]));
+                payload.extend([*name, zero]);
+                message(&payload)
+            }
+            Request::SetQuota { domid, name, value } => {
+                let (id, value) = (domid.as_ref().map(id), decimal((*value).into()));
+                let mut payload = Vec::new();
+                payload.extend(id.iter().flat_map(|id| [id, zero]));
+                payload.extend([*name, zero, &value, zero]);
+                message(&payload)
             }
         }
     }
@@ -447,6 +538,31 @@ mod tests {
             },
             Request::ResetWatches,
             Request::DirectoryPart { path, offset: 4000 },
+            Request::GetFeature(None),
+            Request::GetFeature(Some(domid)),
+            Request::SetFeature {
+                domid,
+                features: ServerFeatures::ERROR,
+            },
+            Request::ListQuotas,
+            Request::GetQuota {
+                domid: None,
+                name: b"nodes",
+            },
+            Request::GetQuota {
+                domid: Some(domid),
+                name: b"nodes",
+            },
+            Request::SetQuota {
+                domid: None,
+                name: b"soft-memory",
+                value: 5,
+            },
+            Request::SetQuota {
+                domid: Some(domid),
+                name: b"nodes",
+                value: 0,
+            },
         ] {
             round_trip(&request);
         }
@@ -455,7 +571,7 @@ mod tests {
     #[test]
     fn a_payload_of_another_form_is_refused() {
         // With | for zero.
-        let bad: [(Operation, &str); 19] = [
+        let bad: [(Operation, &str); 28] = [
             (Operation::Read, ""),
             (Operation::Read, "/a"),
             (Operation::Read, "/a|/b|"),
@@ -475,6 +591,15 @@ mod tests {
             (Operation::SetPerms, "/a|q1|"),
             (Operation::DirectoryPart, "/a|"),
             (Operation::Control, ""),
+            (Operation::GetFeature, "1x|"),
+            (Operation::GetFeature, "1|2|"),
+            (Operation::SetFeature, "1|"),
+            (Operation::SetFeature, "1|2|3|"),
+            (Operation::GetQuota, "x|nodes|"),
+            (Operation::GetQuota, "1|nodes|x|"),
+            (Operation::SetQuota, "nodes|"),
+            (Operation::SetQuota, "x|nodes|5|"),
+            (Operation::SetQuota, "1|nodes|5|x|"),
         ];
         for (operation, payload) in bad {
             let payload = payload.replace('|', "\0");

@@ -13,6 +13,7 @@ use parapet_xen_sys::event_channel::Virq;
 use parapet_xen_sys::{DomId, Port};
 use parapet_xenstore::host;
 use parapet_xenstore::server::daemon::{Daemon, Handle};
+use parapet_xenstore::server::files::Folder;
 use parapet_xenstore::server::socket;
 use parapet_xenstore::store::Store;
 
@@ -98,7 +99,7 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     let (ending, work) = ending()?;
     let run = |daemon: Daemon| {
         threads.spawn(async move {
-            daemon.run().await;
+            daemon.with_files(Folder::default()).run().await;
             work.done(());
         });
     };
