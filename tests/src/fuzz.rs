@@ -7,19 +7,22 @@ use parapet_blkback::negotiation::{Answer, Assignment, MAX_RING_PAGE_ORDER};
 use parapet_blkback::request::{self, Layout, X86_32, X86_64};
 use parapet_hypervisor::memory::{PAGE_SIZE, Scratch};
 use parapet_ring::{Back, Front, Own};
-use parapet_xen_sys::io::xs_wire::ServerFeatures;
-use parapet_xen_sys::{DomId, Errno, Port};
 use parapet_xenstore::migration::{Reader, Record, Writer};
-use parapet_xenstore::server::{Life, Server, World};
-use parapet_xenstore::store::{ClientId, Store};
-use parapet_xenstore::wire::Decoder;
 use zerocopy::FromBytes;
+
+mod model;
+mod xenstore;
+
+pub use xenstore::{xenstore_model, xenstore_ring, xenstore_wire, xenstored};
 
 /// A fuzz target.
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of their file in `fuzz/fuzz_targets` and folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 9] = [
+    ("xenstore_wire", xenstore_wire),
+    ("xenstore_ring", xenstore_ring),
+    ("xenstore_model", xenstore_model),
     ("xenstored", xenstored),
     ("migration", migration),
     ("block_request", block_request),
@@ -27,70 +30,6 @@ pub const TARGETS: [(&str, Target); 6] = [
     ("guest_config", guest_config),
     ("vbd_keys", vbd_keys),
 ];
-
-/// A host with four domains, whose pages need no mapping.
-struct FourDomains;
-
-impl World for FourDomains {
-    fn life(&self, domid: DomId) -> Life {
-        match domid.0 {
-            0..4 => Life::Running,
-            _ => Life::Gone,
-        }
-    }
-
-    fn connect(
-        &mut self,
-        _: ClientId,
-        domid: DomId,
-        _: Port,
-        _: ServerFeatures,
-    ) -> Result<(), Errno> {
-        if domid.0 < 4 {
-            Ok(())
-        } else {
-            Err(Errno::EINVAL)
-        }
-    }
-
-    fn restart(&mut self, _: ClientId) {}
-
-    fn disconnect(&mut self, _: ClientId) {}
-}
-
-/// xenstored, with a local client and two guests that send what they like. Whatever that is, what
-/// each of them gets is well-formed messages.
-pub fn xenstored(data: &[u8]) {
-    let mut server = Server::new(Store::default());
-    let mut clients = vec![server.connect_local()];
-    for domid in [1, 2] {
-        let introduced = server.introduce(DomId(domid), Port(domid.into()), &mut FourDomains);
-        clients.push(introduced.expect("a fresh domain is taken in"));
-    }
-    let mut decoders: Vec<Decoder> = clients.iter().map(|_| Decoder::default()).collect();
-    let mut rest = data;
-    while let [who, len, tail @ ..] = rest {
-        let client = clients[usize::from(*who) % clients.len()];
-        let (bytes, tail) = tail.split_at(usize::from(*len).min(tail.len()));
-        rest = tail;
-        if !server.is_connected(client) || server.fault(client).is_some() {
-            continue;
-        }
-        server.input(client, bytes);
-        while server.serve(client, &mut FourDomains) {}
-        for (client, decoder) in clients.iter().zip(&mut decoders) {
-            let output = server.output(*client).to_vec();
-            decoder.push(&output);
-            server.sent(*client, output.len());
-            while decoder
-                .message()
-                .expect("an answer fits a message")
-                .is_some()
-            {}
-        }
-        server.take_stirred();
-    }
-}
 
 /// A migration stream, whoever wrote it: what can be read can be written, and is then the same.
 pub fn migration(data: &[u8]) {

@@ -246,7 +246,7 @@ impl<'a> Request<'a> {
                 }
                 Request::Introduce {
                     domid: id,
-                    gfn: number(gfn).cast_unsigned(),
+                    gfn: u64::try_from(number(gfn)).unwrap_or(0),
                     port: Port(port),
                 }
             }
