@@ -1,16 +1,14 @@
-//! xenstored on the loopback hypervisor, by its unix socket: with our own blocking client, and with
-//! the tools that Debian ships for Xen's (package xenstore-utils; without it those tests say so and
-//! check nothing).
+//! xenstored on the loopback hypervisor, by its unix socket, with our own clients. Xen's own tools
+//! and library meet it as a daemon, in `parapet/tests/xenstored`.
 
 #![allow(
     clippy::unwrap_used,
     reason = "a test that panics is a test that failed"
 )]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use parapet_hypervisor::block_on;
@@ -77,27 +75,6 @@ impl Host {
         block_on(self.xenstored.introduce(guest.domid(), port)).unwrap();
         (guest, client)
     }
-
-    fn tool(&self, name: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(format!("xenstore-{name}"));
-        command.args(arguments).env("XENSTORED_PATH", self.socket());
-        command
-    }
-
-    /// A tool's output, which is to succeed.
-    fn tells(&self, name: &str, arguments: &[&str]) -> String {
-        let output = self.tool(name, arguments).output().unwrap();
-        assert!(output.status.success(), "{name} {arguments:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-fn tools_are_installed() -> bool {
-    let found = Command::new("xenstore-ls").arg("-h").output().is_ok();
-    if !found {
-        eprintln!("skipped: apt-get install xenstore-utils");
-    }
-    found
 }
 
 #[test]
@@ -264,64 +241,4 @@ fn a_message_too_long_ends_that_connection_alone() {
     assert_eq!(rest, b"");
     let missing = host.connect().read("/none").unwrap_err();
     assert!(matches!(missing, Error::Refused { .. }));
-}
-
-#[test]
-fn debians_tools_work() {
-    if !tools_are_installed() {
-        return;
-    }
-    let host = Host::new();
-    host.tells("write", &["/a/b", "one", "/a/c", "two"]);
-    assert_eq!(host.tells("read", &["/a/b", "/a/c"]), "one\ntwo\n");
-    assert_eq!(host.tells("list", &["/a"]), "b\nc\n");
-    host.tells("exists", &["/a/b"]);
-    assert!(!host.tool("exists", &["/a/x"]).status().unwrap().success());
-    host.tells("chmod", &["/a/c", "n3", "r4"]);
-    let listed = host.tells("ls", &["-p", "/a"]);
-    // The tool fills up the line with dots.
-    let words: Vec<_> = listed
-        .split_whitespace()
-        .filter(|word| *word != ".")
-        .collect();
-    assert_eq!(
-        words,
-        ["b", "=", "\"one\"", "(n0)", "c", "=", "\"two\"", "(n3,r4)"]
-    );
-    assert_eq!(
-        host.tells("ls", &["-f", "/a"]),
-        "/a/b = \"one\"\n/a/c = \"two\"\n"
-    );
-    host.tells("rm", &["/a/b"]);
-    assert_eq!(host.tells("list", &["/a"]), "c\n");
-    let missing = host.tool("read", &["/a/b"]).output().unwrap();
-    assert!(!missing.status.success());
-    let mut client = host.connect();
-    for n in 0..800 {
-        client.mkdir(&format!("/many/child-{n}")).unwrap();
-    }
-    assert_eq!(host.tells("ls", &["/many"]).lines().count(), 800);
-}
-
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-#[test]
-fn debians_watch_tool_hears_of_changes() {
-    if !tools_are_installed() {
-        return;
-    }
-    let host = Host::new();
-    let mut command = host.tool("watch", &["/w"]);
-    let mut watching = Killed(command.stdout(Stdio::piped()).spawn().unwrap());
-    let mut lines = BufReader::new(watching.0.stdout.take().unwrap()).lines();
-    assert_eq!(lines.next().unwrap().unwrap(), "/w");
-    host.connect().write("/w/x/y", "").unwrap();
-    assert_eq!(lines.next().unwrap().unwrap(), "/w/x/y");
 }

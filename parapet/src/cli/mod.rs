@@ -2,7 +2,7 @@
 //!
 //! What a command prints on standard output is its result; errors are one line each on standard
 //! error, beginning with `parapet:`, and make the exit status 1. A command line that makes no
-//! sense is 2.
+//! sense is 2. `parapet xenstore` has the exit statuses of the tools that it stands for.
 
 mod copy;
 mod demonstration;
@@ -11,8 +11,10 @@ mod images;
 mod output;
 mod run;
 mod sum;
+mod xenstore;
 
-use std::io::Write;
+use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -39,7 +41,8 @@ Examples:
   parapet run                          a demonstration: a guest fills and verifies a disk
   parapet run host.toml                the guests that the file describes
   parapet blk sum disk.img             as `sha256sum disk.img`, through a guest's disk
-  parapet blk copy old.img new.img     copies an image, through a guest with two disks";
+  parapet blk copy old.img new.img     copies an image, through a guest with two disks
+  parapet xenstore tree /local         the xenstore of this Xen host";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -47,6 +50,7 @@ enum Command {
     /// Uses single disk images, each through a guest's disk.
     #[command(subcommand, arg_required_else_help = true)]
     Blk(Blk),
+    Xenstore(xenstore::Xenstore),
     Completions(Completions),
 }
 
@@ -159,18 +163,41 @@ Examples:
 
 /// Does what the command line says.
 pub(crate) fn main() -> ExitCode {
-    let Cli { verbose, command } = Cli::parse();
+    let args = xenstore::by_name(std::env::args_os().collect());
+    let Cli { verbose, command } = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error, &args),
+    };
     start_log(verbose);
     let result = match command {
         Command::Run(args) => run::run(&args),
         Command::Blk(Blk::Sum(args)) => sum::sum(&args),
         Command::Blk(Blk::Copy(args)) => copy::copy(&args),
+        Command::Xenstore(args) => xenstore::xenstore(&args),
         Command::Completions(Completions { shell }) => completions(shell),
     };
     result.unwrap_or_else(|error| {
-        output::complain(&error);
+        // Who reads the output has seen enough, as `head` has, and is not to be told so.
+        if !is_broken_pipe(&error) {
+            output::complain(&error);
+        }
         ExitCode::FAILURE
     })
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Says what is wrong with the arguments, or what was asked for instead, as the help.
+fn refuse(error: &clap::Error, args: &[OsString]) -> ExitCode {
+    // Nobody is left to hear that it cannot be said.
+    let _ = error.print();
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        code => xenstore::nonsense(args).unwrap_or(ExitCode::from(u8::try_from(code).unwrap_or(2))),
+    }
 }
 
 fn completions(shell: Shell) -> anyhow::Result<ExitCode> {

@@ -1,10 +1,10 @@
-//! `parapet-xenstored`, as far as it goes on a machine without Xen: with our own client, and with
-//! the tools that Debian ships for Xen's (package xenstore-utils; without it that test says so and
-//! checks nothing).
+//! `parapet-xenstored`, as far as it goes on a machine without Xen: its life here, then who uses it.
 
 #![allow(clippy::unwrap_used)] // clippy knows test functions, and not what they call
 
-use std::io::Read;
+mod library;
+mod tools;
+
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
@@ -223,51 +223,5 @@ fn more_clients_are_served_than_a_shell_lets_files_be_open() {
         client.write(&format!("/clients/{n}"), "").unwrap();
     }
     assert_eq!(clients[0].list("/clients").unwrap().len(), 100);
-    running.stop(Signal::SIGTERM);
-}
-
-#[test]
-fn the_tools_of_debian_are_served() {
-    let place = Place::new();
-    let running = place.start(&mut place.daemon(&["--no-domains"]));
-    let tool = |name: &str, args: &[&str]| {
-        let mut command = Command::new(name);
-        command.env("XENSTORED_RUNDIR", place.path("xenstored"));
-        command.env_remove("XENSTORED_PATH").args(args).output()
-    };
-    if tool("xenstore-exists", &["/"]).is_err() {
-        eprintln!("NOT checked: there is no xenstore-exists (apt-get install xenstore-utils)");
-        return;
-    }
-    let said = |name: &str, args: &[&str]| {
-        let output = tool(name, args).unwrap();
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{name} {args:?}: {error}");
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let mut watching = Command::new("xenstore-watch")
-        .env("XENSTORED_RUNDIR", place.path("xenstored"))
-        .args(["-n", "2", "/tools"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut first = [0; 7];
-    let events = watching.stdout.as_mut().unwrap();
-    events.read_exact(&mut first).unwrap();
-    assert_eq!(&first, b"/tools\n");
-
-    said("xenstore-write", &["/tools/a", "1", "/tools/b", "two"]);
-    assert_eq!(said("xenstore-read", &["/tools/b"]), "two\n");
-    assert_eq!(said("xenstore-list", &["/tools"]), "a\nb\n");
-    said("xenstore-chmod", &["/tools/a", "n0", "b0"]);
-    assert!(said("xenstore-ls", &["-f"]).contains("/tools/a = \"1\""));
-    said("xenstore-rm", &["/tools"]);
-    assert!(
-        !tool("xenstore-exists", &["/tools"])
-            .unwrap()
-            .status
-            .success()
-    );
-    assert!(watching.wait().unwrap().success());
     running.stop(Signal::SIGTERM);
 }
