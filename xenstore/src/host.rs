@@ -16,7 +16,7 @@ use std::string::String;
 use std::task::{Context, Poll};
 use std::vec::Vec;
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use parapet_hypervisor::seam::{Channel, HostDescriptors};
 
 use crate::transport::{Broken, Transport};
@@ -78,30 +78,37 @@ impl Unreachable {
 
 /// A connected socket as a transport.
 ///
-/// A place tells only when a descriptor becomes readable, and a socket must also be waited for to
-/// become writable: so it is put into an epoll set of its own, which becomes readable by either.
-pub struct SocketTransport<C> {
+/// A place tells only when a descriptor becomes readable. That a socket becomes writable again is
+/// waited for only after it was not, by an epoll set that becomes readable then.
+pub struct SocketTransport<P: HostDescriptors> {
+    place: P,
     stream: UnixStream,
-    ready: Epoll,
-    channel: C,
+    readable: P::Channel,
+    /// Tells when there is room for what was not written.
+    room: Option<P::Channel>,
 }
 
-impl<C> SocketTransport<C> {
+impl<P: HostDescriptors + Clone> SocketTransport<P> {
     /// Takes over a connected socket.
     ///
     /// # Errors
     /// It cannot be waited for.
-    pub fn new(place: &impl HostDescriptors<Channel = C>, stream: UnixStream) -> io::Result<Self> {
+    pub fn new(place: &P, stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let either = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
-        ready.add(&stream, EpollEvent::new(either, 0))?;
-        let channel = place.bind_descriptor(ready.0.as_fd())?;
+        let readable = place.bind_descriptor(stream.as_fd())?;
         Ok(SocketTransport {
+            place: place.clone(),
             stream,
-            ready,
-            channel,
+            readable,
+            room: None,
         })
+    }
+
+    fn wait_for_room(&mut self) -> io::Result<()> {
+        let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        set.add(&self.stream, EpollEvent::new(EpollFlags::EPOLLOUT, 0))?;
+        self.room = Some(self.place.bind_descriptor(set.0.as_fd())?);
+        Ok(())
     }
 
     /// Does `io` until it is not interrupted; zero if it would block.
@@ -118,13 +125,21 @@ impl<C> SocketTransport<C> {
                 ErrorKind::Interrupted => {}
                 ErrorKind::WouldBlock => return Ok(0),
                 ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => return Err(Broken::Closed),
-                _ => return Err(Broken::Host(error.raw_os_error().unwrap_or(0))),
+                _ => return Err(host_fault(&error)),
             }
         }
     }
 }
 
-impl<C: Channel> Transport for SocketTransport<C> {
+fn host_fault(error: &io::Error) -> Broken {
+    Broken::Host(error.raw_os_error().unwrap_or(0))
+}
+
+impl<P> Transport for SocketTransport<P>
+where
+    P: HostDescriptors + Clone + Send,
+    P::Channel: Send,
+{
     fn read(&mut self, to: &mut [u8]) -> Result<usize, Broken> {
         let mut ended = false;
         let bytes = self.done(|stream| {
@@ -140,19 +155,20 @@ impl<C: Channel> Transport for SocketTransport<C> {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
-        self.done(|stream| stream.write(bytes))
+        self.room = None;
+        let written = self.done(|stream| stream.write(bytes))?;
+        if written < bytes.len() {
+            self.wait_for_room().map_err(|error| host_fault(&error))?;
+        }
+        Ok(written)
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let ready = self.channel.poll_wait(cx);
-        if ready.is_ready() {
-            // Taken, so that the next change makes the set readable again.
-            let mut events = [EpollEvent::empty()];
-            let taken = self.ready.wait(&mut events, EpollTimeout::ZERO);
-            if let Err(error) = taken {
-                log::debug!("an epoll set was not read: {error}");
-            }
+        if let Some(room) = &self.room
+            && room.poll_wait(cx).is_ready()
+        {
+            return Poll::Ready(());
         }
-        ready
+        self.readable.poll_wait(cx)
     }
 }

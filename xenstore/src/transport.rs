@@ -33,7 +33,7 @@ pub enum Broken {
 
 /// A stream of bytes each way that never blocks.
 ///
-/// After [`Transport::read`] or [`Transport::write`] did less than was asked, wait by
+/// After [`Transport::read`] gave nothing or [`Transport::write`] did less than was asked, wait by
 /// [`Transport::poll_ready`] and try both again.
 pub trait Transport: Send {
     /// Reads what is there, up to the length of `to`; zero if nothing is, yet.

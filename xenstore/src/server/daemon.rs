@@ -4,7 +4,7 @@
 //! ```text
 //!   Handle ──── commands ───────────────┐
 //!   transport 1 ── its waker ─┐         ▼
-//!   transport 2 ── its waker ─┼─ ids ─▶ Daemon ── pump(id): input, serve, output
+//!   transport 2 ── its waker ─┼─ ids ─▶ Daemon ── receive(id) ... then send_all()
 //!   transport 3 ── its waker ─┘
 //! ```
 //!
@@ -12,10 +12,12 @@
 //! nothing is locked, since there is one owner.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::task::Wake;
+use alloc::vec::Vec;
 use core::future::poll_fn;
+use core::mem;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
 
@@ -29,8 +31,13 @@ use crate::mailbox::Mailbox;
 use crate::store::{ClientId, Store};
 use crate::transport::{Broken, Pipe, RingTransport, Transport};
 
-/// How many connections are pumped before other tasks get their turn.
+/// How many connections are looked at before other tasks get their turn.
 const TURN: usize = 64;
+/// How many bytes are read at once: some requests of a usual size.
+const READ: usize = 2 * RING_SIZE;
+/// How many connections are read from before what they get for it is sent. To send wakes a client,
+/// which may take our CPU: first what others have asked for meanwhile is done, too.
+const BATCH: usize = 16;
 
 /// Who is at the door: the ids of connections that rang.
 type Door = Arc<Mailbox<ClientId>>;
@@ -42,21 +49,15 @@ struct Doorbell {
     door: Door,
 }
 
-impl Doorbell {
-    fn ring(&self) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
-            self.door.put(self.client);
-        }
-    }
-}
-
 impl Wake for Doorbell {
     fn wake(self: Arc<Self>) {
-        self.ring();
+        self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.ring();
+        if !self.rung.swap(true, Ordering::AcqRel) {
+            self.door.put(self.client);
+        }
     }
 }
 
@@ -64,6 +65,23 @@ struct Connection {
     transport: Box<dyn Transport>,
     bell: Arc<Doorbell>,
     waker: Waker,
+    /// There was nothing to read, and the transport will ring when there is.
+    drained: bool,
+    /// It is among [`Hub::due`].
+    due: bool,
+    /// It is among [`Daemon::unsent`].
+    unsent: bool,
+}
+
+impl Connection {
+    /// Waits for its transport: for something to read if that is `drained`, and for room. Whether
+    /// it waits in vain, since there is some.
+    fn wait(&mut self, drained: bool) -> bool {
+        let mut cx = Context::from_waker(&self.waker);
+        let ready = self.transport.poll_ready(&mut cx).is_ready();
+        self.drained = !ready && (self.drained || drained);
+        ready
+    }
 }
 
 /// The domains of the host that a xenstored serves.
@@ -136,6 +154,8 @@ struct Hub {
     files: Option<Box<dyn Files>>,
     connections: BTreeMap<ClientId, Connection>,
     door: Door,
+    /// Those to look at next.
+    due: VecDeque<ClientId>,
 }
 
 impl Hub {
@@ -145,13 +165,36 @@ impl Hub {
             rung: AtomicBool::new(false),
             door: self.door.clone(),
         });
-        bell.ring();
         let connection = Connection {
             transport,
             waker: bell.clone().into(),
             bell,
+            drained: false,
+            due: false,
+            unsent: false,
         };
         self.connections.insert(client, connection);
+        self.rouse(client);
+    }
+
+    /// Has a connection looked at.
+    fn rouse(&mut self, client: ClientId) {
+        if let Some(connection) = self.connections.get_mut(&client)
+            && !mem::replace(&mut connection.due, true)
+        {
+            self.due.push_back(client);
+        }
+    }
+
+    /// Lets in those who rang.
+    fn open(&mut self) {
+        while let Some(client) = self.door.take() {
+            if let Some(connection) = self.connections.get_mut(&client) {
+                connection.bell.rung.store(false, Ordering::Release);
+                connection.drained = false;
+                self.rouse(client);
+            }
+        }
     }
 }
 
@@ -178,7 +221,8 @@ impl World for Hub {
     fn restart(&mut self, client: ClientId) {
         if let Some(connection) = self.connections.get_mut(&client) {
             connection.transport.restart();
-            connection.bell.ring();
+            connection.drained = false;
+            self.rouse(client);
         }
     }
 
@@ -262,6 +306,10 @@ pub struct Daemon {
     server: Server,
     hub: Hub,
     commands: Arc<Mailbox<Command>>,
+    /// Connections with something to send.
+    unsent: Vec<ClientId>,
+    /// Where bytes are read to.
+    bytes: Box<[u8]>,
 }
 
 impl Daemon {
@@ -286,8 +334,11 @@ impl Daemon {
                 files: None,
                 connections: BTreeMap::new(),
                 door: Mailbox::new(),
+                due: VecDeque::new(),
             },
             commands: commands.clone(),
+            unsent: Vec::new(),
+            bytes: [0; READ].into(),
         };
         (daemon, Handle(commands))
     }
@@ -308,14 +359,21 @@ impl Daemon {
         self.hub.door.register(cx.waker());
         while let Some(command) = self.commands.take() {
             self.obey(command);
-            self.ring_stirred();
+            self.rouse_stirred();
         }
-        for _ in 0..TURN {
-            let Some(client) = self.hub.door.take() else {
+        for _ in 0..TURN / BATCH {
+            self.hub.open();
+            for _ in 0..BATCH {
+                let Some(client) = self.hub.due.pop_front() else {
+                    break;
+                };
+                self.receive(client);
+                self.rouse_stirred();
+            }
+            self.send_all();
+            if self.hub.due.is_empty() {
                 return Poll::Pending;
-            };
-            self.pump(client);
-            self.ring_stirred();
+            }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -340,73 +398,139 @@ impl Daemon {
         }
     }
 
-    /// Rings for the connections that have got something to send by what was just done.
-    fn ring_stirred(&mut self) {
+    /// Has the connections looked at that have got something to send by what was just done.
+    fn rouse_stirred(&mut self) {
         for client in self.server.take_stirred() {
-            if let Some(connection) = self.hub.connections.get(&client) {
-                connection.bell.ring();
-            }
+            self.hub.rouse(client);
         }
     }
 
-    /// Moves on one connection what can be moved, and waits for more once nothing can.
-    fn pump(&mut self, client: ClientId) {
+    /// Reads from one connection what is there, and serves it.
+    fn receive(&mut self, client: ClientId) {
         let Some(connection) = self.hub.connections.get_mut(&client) else {
             return;
         };
-        connection.bell.rung.store(false, Ordering::Release);
-        let moved = exchange(&mut self.server, client, &mut self.hub);
-        if let Err(broken) = moved {
-            match broken {
-                Broken::Closed => log::debug!("{client:?}: {broken}"),
-                _ => log::warn!("{client:?}: {broken}"),
-            }
-            let why = match broken {
-                Broken::Ring(_) => RingError::RingIdx,
-                Broken::Closed | Broken::GivenUp(_) | Broken::Host(_) => RingError::Comm,
-            };
-            self.server.fail(client, why);
+        connection.due = false;
+        let more = read(&mut self.server, client, &mut self.hub, &mut self.bytes);
+        if let Err(broken) = more {
+            self.fail(client, broken);
         }
         let Some(connection) = self.hub.connections.get_mut(&client) else {
             return;
         };
         if !self.server.is_connected(client) {
             self.hub.connections.remove(&client);
-        } else if let Some(why) = self.server.fault(client) {
+            return;
+        }
+        if let Some(why) = self.server.fault(client) {
             // It stays mapped, as it may be introduced anew, but nothing that it does wakes us.
             connection.transport.blame(why);
-        } else {
-            let mut cx = Context::from_waker(&connection.waker);
-            if moved == Ok(true) || connection.transport.poll_ready(&mut cx).is_ready() {
-                connection.bell.ring();
+            return;
+        }
+        let answered = !self.server.output(client).is_empty();
+        if answered && !mem::replace(&mut connection.unsent, true) {
+            self.unsent.push(client);
+        }
+        let again = match more {
+            Ok(More::Served) => true,
+            // The next request comes after the answer.
+            Ok(More::Read) => !answered,
+            Ok(More::Drained) => connection.wait(true),
+            Ok(More::Nothing) | Err(_) => false,
+        };
+        if again {
+            self.hub.rouse(client);
+        }
+    }
+
+    /// Sends what waits to be sent, to each as far as there is room.
+    fn send_all(&mut self) {
+        let mut unsent = mem::take(&mut self.unsent);
+        for client in unsent.drain(..) {
+            if let Err(broken) = self.send(client) {
+                self.fail(client, broken);
+            }
+            self.rouse_stirred();
+        }
+        self.unsent = unsent;
+    }
+
+    fn send(&mut self, client: ClientId) -> Result<(), Broken> {
+        let Some(connection) = self.hub.connections.get_mut(&client) else {
+            return Ok(());
+        };
+        connection.unsent = false;
+        let held = !self.server.wants_input(client);
+        loop {
+            let waiting = self.server.output(client);
+            let len = waiting.len();
+            if len == 0 {
+                break;
+            }
+            let sent = connection.transport.write(waiting)?;
+            self.server.sent(client, sent);
+            if sent < len {
+                if connection.wait(false) {
+                    self.hub.rouse(client);
+                }
+                return Ok(());
             }
         }
+        if held || !connection.drained {
+            self.hub.rouse(client);
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, client: ClientId, broken: Broken) {
+        match broken {
+            Broken::Closed => log::debug!("{client:?}: {broken}"),
+            _ => log::warn!("{client:?}: {broken}"),
+        }
+        let why = match broken {
+            Broken::Ring(_) => RingError::RingIdx,
+            Broken::Closed | Broken::GivenUp(_) | Broken::Host(_) => RingError::Comm,
+        };
+        self.server.fail(client, why);
     }
 }
 
-/// Sends, serves and receives once each. Whether anything moved.
-fn exchange(server: &mut Server, client: ClientId, hub: &mut Hub) -> Result<bool, Broken> {
-    let mut moved = false;
-    if let Some(connection) = hub.connections.get_mut(&client) {
-        while !server.output(client).is_empty() {
-            let sent = connection.transport.write(server.output(client))?;
-            if sent == 0 {
-                break;
-            }
-            server.sent(client, sent);
-            moved = true;
-        }
+/// What [`read`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum More {
+    /// Served what was there already; there may be more of that.
+    Served,
+    /// Read and served; there may be more to read.
+    Read,
+    /// Found nothing to read.
+    Drained,
+    /// Nothing: its requests wait, or the transport is waited for.
+    Nothing,
+}
+
+/// Serves, and reads once if there is nothing to serve.
+fn read(
+    server: &mut Server,
+    client: ClientId,
+    hub: &mut Hub,
+    bytes: &mut [u8],
+) -> Result<More, Broken> {
+    if server.serve(client, hub) {
+        return Ok(More::Served);
     }
-    moved |= server.serve(client, hub);
-    if let Some(connection) = hub.connections.get_mut(&client)
-        && server.wants_input(client)
-    {
-        let mut bytes = [0; 2 * RING_SIZE];
-        let got = connection.transport.read(&mut bytes)?;
-        server.input(client, bytes.get(..got).unwrap_or(&[]));
-        moved |= got > 0;
+    let Some(connection) = hub.connections.get_mut(&client) else {
+        return Ok(More::Nothing);
+    };
+    if connection.drained || !server.wants_input(client) {
+        return Ok(More::Nothing);
     }
-    Ok(moved)
+    let got = connection.transport.read(bytes)?;
+    if got == 0 {
+        return Ok(More::Drained);
+    }
+    server.input(client, bytes.get(..got).unwrap_or(&[]));
+    server.serve(client, hub);
+    Ok(More::Read)
 }
 
 impl Drop for Daemon {

@@ -23,7 +23,7 @@ pub fn accept<P>(
     xenstored: Handle,
 ) -> io::Result<impl Future<Output = ()> + Send + 'static>
 where
-    P: HostDescriptors + Clock + Send + Sync + 'static,
+    P: HostDescriptors + Clock + Clone + Send + Sync + 'static,
     P::Channel: 'static,
 {
     listener.set_nonblocking(true)?;

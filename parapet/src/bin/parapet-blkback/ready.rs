@@ -100,7 +100,7 @@ pub(crate) fn mappings(proc: &Path) -> Option<usize> {
 /// A connection to the host's xenstored that tasks of `place` can share.
 pub(crate) fn store<P>(place: &P) -> Result<Client, NotReady>
 where
-    P: HostDescriptors + parapet_hypervisor::seam::Tasks,
+    P: HostDescriptors + parapet_hypervisor::seam::Tasks + Clone + Send + 'static,
     P::Channel: 'static,
 {
     let stream = host::connect()?;
