@@ -70,12 +70,24 @@ fn help(_: &mut Server, arguments: &[&[u8]], _: &mut dyn World) -> Answer {
     said(COMMANDS.iter().map(line).collect())
 }
 
-/// A tree of shared nodes has no other record that could contradict it.
-fn check(_: &mut Server, arguments: &[&[u8]], _: &mut dyn World) -> Answer {
-    match arguments {
-        [] => done(),
-        _ => Err(Errno::EINVAL),
+/// A tree of shared nodes has no other record that could contradict it, but the accounts could.
+fn check(server: &mut Server, arguments: &[&[u8]], _: &mut dyn World) -> Answer {
+    let [] = arguments else {
+        return Err(Errno::EINVAL);
+    };
+    for domid in server.store.known() {
+        let (counted, found) = (server.store.used(domid), server.store.recount(domid));
+        for quota in [Quota::Nodes, Quota::Watches, Quota::Transactions] {
+            let (counted, found) = (counted[quota], found[quota]);
+            if counted != found {
+                log::error!(
+                    "domain {domid}: {counted} {} counted, {found} found",
+                    quota.name()
+                );
+            }
+        }
     }
+    done()
 }
 
 fn print(_: &mut Server, arguments: &[&[u8]], _: &mut dyn World) -> Answer {

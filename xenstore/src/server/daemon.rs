@@ -357,6 +357,9 @@ impl Daemon {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.commands.register(cx.waker());
         self.hub.door.register(cx.waker());
+        if self.server.tidy() {
+            cx.waker().wake_by_ref();
+        }
         while let Some(command) = self.commands.take() {
             self.obey(command);
             self.rouse_stirred();

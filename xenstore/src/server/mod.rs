@@ -164,6 +164,12 @@ impl Server {
         }
     }
 
+    /// Goes on with what was put off so that nobody waits for it: to be called between others'
+    /// requests, as long as it says that there is more.
+    pub fn tidy(&mut self) -> bool {
+        self.store.tidy()
+    }
+
     /// The store.
     pub fn store(&self) -> &Store {
         &self.store

@@ -445,7 +445,7 @@ fn what_is_traced_goes_to_the_file_that_was_named() {
         "{traced}"
     );
     assert!(!written.iter().any(|it| it.contains("more")), "{written:?}");
-    let line = "\n     5            1            0            0            0            0\n";
+    let line = "\n     5            1            0            0            0           39\n";
     assert!(report.contains(line), "{report}");
 }
 

@@ -5,6 +5,7 @@ use alloc::collections::BTreeMap;
 use parapet_xen_sys::io::xs_wire::ServerFeatures;
 use parapet_xen_sys::{DomId, Errno};
 
+use super::ground::Owned;
 use super::quota::{Quota, Quotas, Usage};
 
 /// What this xenstored can do for a domain, unless less was chosen for it.
@@ -114,6 +115,16 @@ impl Domains {
         Ok(())
     }
 
+    /// Whether so many bytes more leave a domain below its quota on memory.
+    pub(super) fn has_memory(&self, domid: DomId, growth: usize) -> bool {
+        let domain = self.known.get(&domid);
+        domid == DomId::ZERO
+            || domain.is_none_or(|domain| {
+                let used = domain.used[Quota::Memory].saturating_add(growth);
+                domain.quotas.allow(Quota::Memory, used.saturating_add(1))
+            })
+    }
+
     // ---- what it uses
 
     pub(super) fn used(&self, domid: DomId) -> Usage {
@@ -138,6 +149,19 @@ impl Domains {
         self.most = Usage::default();
         for domain in self.known.values_mut() {
             domain.most = domain.used;
+        }
+    }
+
+    /// Adds to the nodes that a domain owns.
+    pub(super) fn own(&mut self, domid: DomId, more: Owned) {
+        self.account(domid, Quota::Nodes, more.nodes);
+        self.account(domid, Quota::Memory, more.bytes);
+    }
+
+    /// The same, if the domain was born by generation `when`.
+    pub(super) fn own_since(&mut self, domid: DomId, when: u64, more: Owned) {
+        if self.is_since(domid, when) {
+            self.own(domid, more);
         }
     }
 

@@ -14,19 +14,28 @@
 //! made in the live tree, and its events are computed from them. So transactions that have nothing
 //! to do with each other never collide, and two that add siblings to one directory both succeed.
 //!
+//! Whatever changes a node goes through one place (`ground`), where it is counted what each domain
+//! owns. Nothing is done for ever at a time: what is removed is taken apart in slices, and the end
+//! of a domain looks at the nodes that name it only.
+//!
 //! The store knows its users as [`ClientId`]s, each with a [`Caller`]: on whose behalf it acts.
 //! Whatever an operation makes known to others is collected as [`Event`]s.
 //!
 //! Semantics follow C xenstored; the error of each operation is an [`Errno`] that the protocol can
 //! carry. The sources are `docs/misc/xenstore.txt` and `tools/xenstored/` of Xen.
 
+#[cfg(test)]
+mod accounts;
 mod domains;
+mod ground;
 #[cfg(test)]
 mod model;
+mod named;
 mod node;
 mod path;
 mod permissions;
 mod quota;
+mod remains;
 #[cfg(test)]
 mod tests;
 mod transaction;
@@ -49,7 +58,10 @@ pub use quota::{Level, Limit, Quota, Quotas, Usage};
 pub use watches::Event;
 
 use domains::Domains;
+use ground::{Books, Ground, Owned};
+use named::Named;
 use permissions::Rights;
+use remains::Remains;
 use transaction::{Change, Log, Transaction};
 use tree::Tree;
 use watches::{Reach, Watches};
@@ -93,6 +105,8 @@ pub struct Store {
     /// Grows with every change, and with every birth of a domain.
     generation: u64,
     domains: Domains,
+    named: Named,
+    remains: Remains,
     clients: BTreeMap<ClientId, Client>,
     watches: Watches,
     events: Vec<Event>,
@@ -112,14 +126,16 @@ impl Store {
         let mut domains = Domains::new(quotas);
         domains.know(DomId::ZERO, 0);
         let tree = Tree::new();
-        tree.walk(|_, node| {
-            domains.account(node.permissions().owner(), Quota::Nodes, 1);
+        tree.walk(|path, node| {
+            domains.own(node.permissions().owner(), Owned::node(path.len(), node));
             true
         });
         Store {
             tree,
             generation: 0,
             domains,
+            named: Named::default(),
+            remains: Remains::default(),
             clients: BTreeMap::new(),
             watches: Watches::default(),
             events: Vec::new(),
@@ -158,16 +174,26 @@ impl Store {
         };
         let watches = core::mem::take(&mut known.watches);
         let transactions = core::mem::take(&mut known.transactions);
+        let domid = known.caller.domid;
+        let mut bytes = 0;
         for (path, token) in &watches {
             self.watches.remove(client, path, token);
+            bytes += watch_bytes(path, token);
         }
-        let domid = known.caller.domid;
-        for (quota, ended) in [
-            (Quota::Watches, watches.len()),
-            (Quota::Transactions, transactions.len()),
-        ] {
+        for (quota, ended) in [(Quota::Watches, watches.len()), (Quota::Memory, bytes)] {
             self.domains.account(domid, quota, -ended.cast_signed());
         }
+        for transaction in transactions.into_values() {
+            self.retire(domid, transaction);
+        }
+    }
+
+    /// A transaction is over: its client uses no more for it.
+    fn retire(&mut self, domid: DomId, transaction: Transaction) {
+        let bytes = transaction.counted.cast_signed();
+        self.domains.account(domid, Quota::Transactions, -1);
+        self.domains.account(domid, Quota::Memory, -bytes);
+        transaction.retire(&mut self.remains, self.generation);
     }
 
     /// On whose behalf the client acts.
@@ -248,6 +274,30 @@ impl Store {
         self.domains.most(domid)
     }
 
+    /// What a domain uses, counted anew by looking at everything. What waits to be sent to it is
+    /// not the store's to count.
+    pub fn recount(&mut self, domid: DomId) -> Usage {
+        while self.tidy() {}
+        let mut used = Usage::default();
+        self.tree.walk(|path, node| {
+            if node.permissions().owner() == domid {
+                used[Quota::Nodes] += 1;
+                used[Quota::Memory] += path.len() + node.size();
+            }
+            true
+        });
+        let clients = self.clients.values();
+        for client in clients.filter(|client| client.caller.domid == domid) {
+            used[Quota::Watches] += client.watches.len();
+            used[Quota::Transactions] += client.transactions.len();
+            let watches = client.watches.iter();
+            let bytes = watches.map(|(path, token)| watch_bytes(path, token));
+            let counted = client.transactions.values().map(|it| it.counted);
+            used[Quota::Memory] += bytes.sum::<usize>() + counted.sum::<usize>();
+        }
+        used
+    }
+
     /// Lets [`Store::most`] begin with what is used now.
     pub fn reset_most(&mut self) {
         self.domains.reset_most();
@@ -266,27 +316,15 @@ impl Store {
     /// A domain is gone: its nodes are removed, with all below them, and its name is taken out of
     /// the permissions of the others. The next domain with its id inherits nothing.
     pub fn forget(&mut self, domid: DomId) {
-        let mut owned = Vec::new();
-        let mut naming = Vec::new();
-        self.tree.walk(|path, node| {
-            let permissions = node.permissions();
-            let owns = permissions.owner() == domid;
-            let list = if owns { &mut owned } else { &mut naming };
-            let fewer = permissions.without(domid);
-            if owns || fewer.is_some() {
-                list.extend(Path::new(path).ok().map(|path| (path, fewer)));
-            }
-            !owns
-        });
+        let places = self.named.take(domid, &self.tree);
         let mut log = Log::default();
         let mut workspace = self.workspace(Caller::PRIVILEGED, &mut log);
-        for (path, fewer) in naming {
-            if let Some(fewer) = fewer {
-                workspace.replace_permissions(&path, fewer);
+        for (path, owned) in places {
+            if owned {
+                workspace.uproot(&path);
+            } else {
+                workspace.erase(&path, domid);
             }
-        }
-        for (path, _) in owned {
-            workspace.uproot(&path);
         }
         self.done(log);
         self.domains.forget(domid);
@@ -444,7 +482,8 @@ impl Store {
                 break id;
             }
         };
-        known.transactions.insert(id, Transaction::new(&self.tree));
+        let transaction = Transaction::new(&self.tree, self.generation);
+        known.transactions.insert(id, transaction);
         self.domains.account(domid, Quota::Transactions, 1);
         Ok(id)
     }
@@ -464,29 +503,36 @@ impl Store {
     /// if there is no such transaction.
     pub fn end(&mut self, client: ClientId, tx: TransactionId, commit: bool) -> Result<(), Errno> {
         let known = self.clients.get_mut(&client).ok_or(Errno::EINVAL)?;
-        let transaction = known.transactions.remove(&tx).ok_or(Errno::ENOENT)?;
+        let mut transaction = known.transactions.remove(&tx).ok_or(Errno::ENOENT)?;
         let caller = known.caller;
-        self.domains.account(caller.domid, Quota::Transactions, -1);
-        if !commit {
-            return Ok(());
-        }
+        let result = if commit {
+            self.commit(caller, &mut transaction)
+        } else {
+            Ok(Vec::new())
+        };
+        self.retire(caller.domid, transaction);
+        self.publish(result?);
+        Ok(())
+    }
+
+    fn commit(
+        &mut self,
+        caller: Caller,
+        transaction: &mut Transaction,
+    ) -> Result<Vec<Change>, Errno> {
         if transaction.log.failed {
             return Err(Errno::ENOMEM);
         }
         if !caller.privileged {
-            for (domid, nodes) in transaction.log.owned() {
-                if nodes > 0 {
-                    let owned = self.domains.used(domid)[Quota::Nodes];
-                    let owned = owned.saturating_add_signed(nodes);
-                    self.domains.check(domid, Quota::Nodes, owned)?;
-                }
+            for (domid, nodes) in transaction.growth.grown() {
+                let owned = self.domains.used(domid)[Quota::Nodes];
+                self.domains.check(domid, Quota::Nodes, owned + nodes)?;
             }
         }
         let now = self.generation + 1;
-        let log = transaction.commit(&mut self.tree, &self.domains, now)?;
+        let changes = transaction.commit(self.live(now))?;
         self.generation = now;
-        self.done(log);
-        Ok(())
+        Ok(changes)
     }
 
     // ---- watches
@@ -513,6 +559,10 @@ impl Store {
         let domid = known.caller.domid;
         let watches = known.watches.len();
         self.domains.check(domid, Quota::Watches, watches + 1)?;
+        let bytes = watch_bytes(&path, &token);
+        if !self.domains.has_memory(domid, bytes) {
+            return Err(Errno::ENOMEM);
+        }
         let skip = if path::is_relative(raw) {
             path.as_str().len() - raw.len()
         } else {
@@ -522,6 +572,8 @@ impl Store {
         let first = Event::new(watch, path);
         known.watches.insert(entry);
         self.domains.account(domid, Quota::Watches, 1);
+        self.domains
+            .account(domid, Quota::Memory, bytes.cast_signed());
         Ok(first)
     }
 
@@ -536,20 +588,35 @@ impl Store {
             return Err(Errno::ENOENT);
         }
         self.watches.remove(client, &path, token);
-        self.domains.account(known.caller.domid, Quota::Watches, -1);
+        let (domid, bytes) = (known.caller.domid, watch_bytes(&path, token));
+        self.domains.account(domid, Quota::Watches, -1);
+        self.domains
+            .account(domid, Quota::Memory, -bytes.cast_signed());
         Ok(())
     }
 
     // ---- inside
 
+    /// The live tree, to be changed in generation `now`.
+    fn live(&mut self, now: u64) -> Ground<'_> {
+        Ground {
+            tree: &mut self.tree,
+            domains: &mut self.domains,
+            books: Books::Live {
+                named: &mut self.named,
+                remains: &mut self.remains,
+            },
+            now,
+        }
+    }
+
     fn workspace<'a, 'l>(&'a mut self, caller: Caller, log: &'l mut Log) -> Workspace<'a, 'l> {
         self.generation += 1;
+        let ground = self.live(self.generation);
         Workspace {
             caller,
-            tree: &mut self.tree,
+            ground,
             log,
-            domains: &mut self.domains,
-            now: self.generation,
         }
     }
 
@@ -560,20 +627,29 @@ impl Store {
         tx: TransactionId,
         log: &'l mut Log,
     ) -> Result<Workspace<'a, 'l>, Errno> {
+        if tx == TransactionId::NONE {
+            let caller = self.caller(client)?;
+            return Ok(self.workspace(caller, log));
+        }
         let known = self.clients.get_mut(&client).ok_or(Errno::EINVAL)?;
-        let (tree, log) = if tx == TransactionId::NONE {
-            (&mut self.tree, log)
-        } else {
-            let transaction = known.transactions.get_mut(&tx).ok_or(Errno::ENOENT)?;
-            (&mut transaction.tree, &mut transaction.log)
-        };
+        let caller = known.caller;
+        let transaction = known.transactions.get_mut(&tx).ok_or(Errno::ENOENT)?;
+        // As it was left by the last request in it.
+        let bytes = transaction.bytes();
+        let more = bytes.cast_signed() - transaction.counted.cast_signed();
+        self.domains.account(caller.domid, Quota::Memory, more);
+        transaction.counted = bytes;
         self.generation += 1;
-        Ok(Workspace {
-            caller: known.caller,
-            tree,
-            log,
+        let ground = Ground {
+            tree: &mut transaction.tree,
             domains: &mut self.domains,
+            books: Books::Draft(&mut transaction.growth),
             now: self.generation,
+        };
+        Ok(Workspace {
+            caller,
+            ground,
+            log: &mut transaction.log,
         })
     }
 
@@ -589,15 +665,24 @@ impl Store {
         Ok(())
     }
 
-    /// What was done is now in the live tree: accounts for it, and computes its events.
+    /// What was done is now in the live tree.
     fn done(&mut self, log: Log) {
-        for (domid, nodes) in log.owned() {
-            self.domains.account(domid, Quota::Nodes, nodes);
-        }
-        let changes = log.into_changes();
+        self.publish(log.into_changes());
+    }
+
+    /// Computes the events of what was changed, and lets go what was removed.
+    fn publish(&mut self, changes: Vec<Change>) {
         for change in &changes {
             self.tell(change, &changes);
         }
+        drop(changes);
+        self.tidy();
+    }
+
+    /// Goes on with taking apart what was removed, for as long as others can wait. Whether there
+    /// is more to do.
+    pub fn tidy(&mut self) -> bool {
+        self.remains.step(&mut self.domains, self.generation)
     }
 
     fn tell(&mut self, change: &Change, all: &[Change]) {
@@ -645,4 +730,9 @@ impl Store {
         let rights = permissions.rights(&client.caller, &self.domains);
         rights.include(Rights::READ)
     }
+}
+
+/// What a watch costs of the quota on memory.
+fn watch_bytes(path: &Path, token: &[u8]) -> usize {
+    path.as_str().len() + token.len()
 }

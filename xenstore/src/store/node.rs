@@ -104,6 +104,14 @@ impl Node {
         Some(node)
     }
 
+    /// Takes out some child, to take the node apart: the list of children stays as it was.
+    pub(super) fn pop_child(&mut self) -> Option<(Arc<str>, Arc<Node>)> {
+        let (name, node) = self.children.map.first()?;
+        let child = (name.clone(), node.clone());
+        self.children.map.remove_mut(&child.0);
+        Some(child)
+    }
+
     /// Notes that there are to be that many levels of nodes below.
     pub(super) fn grow(&mut self, levels: usize) {
         let levels = u16::try_from(levels).unwrap_or(u16::MAX);
@@ -117,13 +125,6 @@ impl Node {
 
     pub(super) fn set_permissions(&mut self, permissions: Permissions, now: u64) {
         self.permissions = permissions;
-        self.generation = now;
-    }
-
-    /// Takes over the value and the permissions of `from`.
-    pub(super) fn set_content(&mut self, from: &Node, now: u64) {
-        self.value.clone_from(&from.value);
-        self.permissions = from.permissions.clone();
         self.generation = now;
     }
 

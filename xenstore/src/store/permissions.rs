@@ -141,6 +141,22 @@ impl Permissions {
         core::iter::once(self.0.owner).chain(self.0.others.iter().copied())
     }
 
+    /// Whether they are the very same, for nodes that inherited them.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The guests that have an entry.
+    pub(super) fn names(&self) -> impl Iterator<Item = DomId> {
+        let domids = self.entries().map(|entry| entry.domid);
+        domids.filter(|domid| domid.is_domain() && *domid != DomId::ZERO)
+    }
+
+    /// Whether the domain has an entry.
+    pub(super) fn name(&self, domid: DomId) -> bool {
+        self.entries().any(|entry| entry.domid == domid)
+    }
+
     /// How many entries there are.
     pub(super) fn len(&self) -> usize {
         1 + self.0.others.len()

@@ -5,12 +5,14 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::mem;
 
-use parapet_xen_sys::{DomId, Errno};
+use parapet_xen_sys::Errno;
 
 use super::domains::Domains;
+use super::ground::{Ground, Growth};
 use super::node::Node;
 use super::path::Path;
 use super::permissions::Permissions;
+use super::remains::Remains;
 use super::tree::Tree;
 
 /// How a transaction depends on a node.
@@ -28,6 +30,9 @@ struct Touch {
     told: bool,
 }
 
+/// The bytes that a touched node costs besides those of its path, as those of a node's header.
+const ENTRY: usize = 16;
+
 /// Something that watchers may want to know of.
 pub(super) struct Change {
     pub(super) path: Path,
@@ -44,8 +49,8 @@ pub(super) struct Log {
     touched: Option<BTreeMap<Path, Touch>>,
     /// In order; at most one for a node.
     changes: Vec<Change>,
-    /// Who owns how many nodes more, or less.
-    owned: BTreeMap<DomId, isize>,
+    /// What is kept of it, in bytes.
+    bytes: usize,
     /// A quota was exceeded in the middle of a request: the transaction can only be dropped.
     pub(super) failed: bool,
 }
@@ -54,7 +59,11 @@ impl Log {
     /// What can only be dropped needs no trace, or a quota would not end its growth.
     fn touch(&mut self, path: &Path, note: impl FnOnce(&mut Touch)) {
         if let Some(touched) = self.touched.as_mut().filter(|_| !self.failed) {
+            let before = touched.len();
             note(touched.entry(path.clone()).or_default());
+            if touched.len() > before {
+                self.bytes += path.as_str().len() + ENTRY;
+            }
         }
     }
 
@@ -95,22 +104,9 @@ impl Log {
         self.changes.push(change);
     }
 
-    pub(super) fn own(&mut self, domid: DomId, nodes: isize) {
-        *self.owned.entry(domid).or_default() += nodes;
-    }
-
-    /// How many nodes more `domid` owns by this.
-    pub(super) fn growth(&self, domid: DomId) -> isize {
-        self.owned.get(&domid).copied().unwrap_or(0)
-    }
-
     /// How many nodes were touched.
     pub(super) fn len(&self) -> usize {
         self.touched.as_ref().map_or(0, BTreeMap::len)
-    }
-
-    pub(super) fn owned(&self) -> impl Iterator<Item = (DomId, isize)> {
-        self.owned.iter().map(|(&domid, &nodes)| (domid, nodes))
     }
 
     pub(super) fn into_changes(self) -> Vec<Change> {
@@ -123,11 +119,19 @@ pub(super) struct Transaction {
     base: Tree,
     pub(super) tree: Tree,
     pub(super) log: Log,
+    pub(super) growth: Growth,
+    /// The generation in which it began.
+    began: u64,
+    /// The bytes that were counted for who began it.
+    pub(super) counted: usize,
 }
 
 impl Transaction {
-    pub(super) fn new(live: &Tree) -> Self {
+    pub(super) fn new(live: &Tree, began: u64) -> Self {
         Transaction {
+            began,
+            growth: Growth::default(),
+            counted: 0,
             base: live.clone(),
             tree: live.clone(),
             log: Log {
@@ -135,6 +139,16 @@ impl Transaction {
                 ..Log::default()
             },
         }
+    }
+
+    /// The bytes that are kept for it: of what it touched, and of what it made.
+    pub(super) fn bytes(&self) -> usize {
+        self.log.bytes + self.growth.bytes()
+    }
+
+    /// Ends it in generation `now`, when all is done that was to be done with it.
+    pub(super) fn retire(self, remains: &mut Remains, now: u64) {
+        remains.retire([self.base, self.tree], self.began, now);
     }
 
     /// Whether nothing that it depends on has changed in `live` since it began.
@@ -166,47 +180,50 @@ impl Transaction {
         })
     }
 
-    /// Makes its changes in `live`, as generation `now`.
+    /// Makes its changes in the live tree: what there is to tell of them.
     ///
     /// # Errors
     /// `EAGAIN`, with nothing changed, if what it depends on has changed meanwhile.
-    pub(super) fn commit(self, live: &mut Tree, domains: &Domains, now: u64) -> Result<Log, Errno> {
-        if !self.holds(live, domains) {
+    pub(super) fn commit(&mut self, mut live: Ground<'_>) -> Result<Vec<Change>, Errno> {
+        if !self.holds(live.tree, live.domains) {
             return Err(Errno::EAGAIN);
         }
         // In the order of paths, so parents before children.
         let touched = self.log.touched.iter().flatten();
         for (path, _) in touched.filter(|(_, touch)| touch.modified) {
             let Some(node) = self.tree.get(path) else {
-                live.remove(path, now);
+                live.remove(path);
                 continue;
             };
             let born = Some(node.born());
-            if live.get(path).map(|live| live.born()) == born {
-                live.change(path, |live| live.set_content(node, now));
+            if live.tree.get(path).map(|live| live.born()) == born {
+                live.set_content(path, node);
             } else {
-                live.insert(path, node.childless(), now);
+                live.remove(path);
+                live.insert(path, node.childless());
             }
         }
-        Ok(self.into_log())
+        Ok(self.take_changes())
     }
 
-    /// The log, with each change set against the tree that the transaction began with.
-    fn into_log(self) -> Log {
-        let Transaction { base, mut log, .. } = self;
-        let touched = log.touched.take().unwrap_or_default();
-        for change in &mut log.changes {
-            let node = base.get(&change.path);
+    /// The changes, each set against the tree that the transaction began with.
+    fn take_changes(&mut self) -> Vec<Change> {
+        let mut changes = mem::take(&mut self.log.changes);
+        let touched = self.log.touched.take().unwrap_or_default();
+        for change in &mut changes {
+            let node = self.base.get(&change.path);
             let removed = touched.get(&change.path).is_some_and(|touch| touch.subtree);
             change.before = node.map(|node| node.permissions().clone());
             change.gone = node.filter(|_| removed).cloned();
         }
-        log
+        changes
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use parapet_xen_sys::DomId;
+
     use super::*;
     use crate::TransactionId;
     use crate::store::{Caller, ClientId, Limit, Quota, Quotas, Store};

@@ -127,15 +127,19 @@ impl Tree {
         Some(change(node))
     }
 
-    /// Adds a node, or puts it in the place of another. Its parent is there.
+    /// Adds a node where there is none. Its parent is there.
     pub(super) fn insert(&mut self, path: &Path, node: Node, now: u64) {
         let (Some(parent), Some(name)) = (path.parent(), path.names().next_back()) else {
             return;
         };
         self.change_str(parent, 1, |parent| {
-            parent.remove(name, now);
             parent.add(name, Arc::new(node), now);
         });
+    }
+
+    /// The nodes at the top.
+    pub(super) fn into_tops(self) -> [Arc<Node>; 2] {
+        [self.root, self.special]
     }
 
     /// Removes a node with all below it.

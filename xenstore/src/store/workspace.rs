@@ -3,30 +3,26 @@
 //! Each operation checks everything first and changes the tree last, so one that fails has
 //! changed nothing. Errors and their precedence are C xenstored's (`tools/xenstored/core.c`).
 
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use parapet_xen_sys::Errno;
+use parapet_xen_sys::{DomId, Errno};
 
-use super::domains::Domains;
+use super::ground::{Books, Ground};
 use super::node::{self, Node};
 use super::path::Path;
 use super::permissions::{Caller, Permissions, Rights};
 use super::quota::Quota;
 use super::transaction::{Change, Log};
-use super::tree::{Tree, walk};
+use super::tree::Tree;
 use crate::Permission;
 
 /// One caller's hands on one tree, for one request.
 pub(super) struct Workspace<'a, 'l> {
     pub(super) caller: Caller,
-    pub(super) tree: &'a mut Tree,
+    pub(super) ground: Ground<'a>,
     pub(super) log: &'l mut Log,
-    pub(super) domains: &'a mut Domains,
-    /// The generation that this request makes.
-    pub(super) now: u64,
 }
 
 impl<'a> Workspace<'a, '_> {
@@ -38,15 +34,16 @@ impl<'a> Workspace<'a, '_> {
     fn find(&mut self, path: &Path, rights: Rights) -> Result<&Arc<Node>, Errno> {
         self.log.saw(path);
         self.check_touched()?;
-        let permitted = |node: &Node| node.permissions().rights(&self.caller, self.domains);
-        if let Some(node) = self.tree.get(path) {
+        let domains = &*self.ground.domains;
+        let permitted = |node: &Node| node.permissions().rights(&self.caller, domains);
+        if let Some(node) = self.ground.tree.get(path) {
             return if permitted(node).include(rights) {
                 Ok(node)
             } else {
                 Err(Errno::EACCES)
             };
         }
-        let nearest = self.tree.nearest(path);
+        let nearest = self.ground.tree.nearest(path);
         let may_know = permitted(nearest.node).meet(rights);
         for depth in [nearest.depth, nearest.depth + 1] {
             if let Ok(seen) = Path::new(path.prefix(depth)) {
@@ -71,7 +68,7 @@ impl<'a> Workspace<'a, '_> {
     }
 
     fn check(&mut self, quota: Quota, value: usize) -> Result<(), Errno> {
-        self.domains.check(self.caller.domid, quota, value)
+        self.ground.domains.check(self.caller.domid, quota, value)
     }
 
     /// To exceed one of these spoils the transaction.
@@ -79,6 +76,20 @@ impl<'a> Workspace<'a, '_> {
         let result = self.check(quota, value);
         self.log.failed |= result.is_err();
         result
+    }
+
+    /// A guest's quota on memory, when a node of `owner` is to grow: its owner's, or that of who
+    /// has the transaction. What reaches it is refused; a guest that has reached it is not served.
+    fn check_memory(&mut self, owner: DomId, growth: usize) -> Result<(), Errno> {
+        let domid = match &self.ground.books {
+            Books::Live { .. } => owner,
+            Books::Draft(_) => self.caller.domid,
+        };
+        if self.caller.privileged || growth == 0 || self.ground.domains.has_memory(domid, growth) {
+            return Ok(());
+        }
+        self.log.failed = true;
+        Err(Errno::ENOMEM)
     }
 
     /// READ.
@@ -95,23 +106,24 @@ impl<'a> Workspace<'a, '_> {
     }
 
     fn there(self, path: &Path) -> Result<&'a Node, Errno> {
-        let tree: &'a Tree = self.tree;
+        let tree: &'a Tree = self.ground.tree;
         tree.get(path).map(|node| &**node).ok_or(Errno::ENOENT)
     }
 
     /// WRITE.
     pub(super) fn write(&mut self, path: &Path, value: &[u8]) -> Result<(), Errno> {
-        let (before, size) = match self.find(path, Rights::WRITE) {
+        let (before, old, size) = match self.find(path, Rights::WRITE) {
             Ok(node) => (
                 node.permissions().clone(),
+                node.size(),
                 node.size_with_value(value.len()),
             ),
             Err(Errno::ENOENT) => return self.create(path, value),
             Err(error) => return Err(error),
         };
         self.check_size(size)?;
-        let now = self.now;
-        self.tree.change(path, |node| node.set_value(value, now));
+        self.check_memory(before.owner(), size.saturating_sub(old))?;
+        self.ground.set_value(path, value);
         self.changed(path, Some(before));
         Ok(())
     }
@@ -131,14 +143,14 @@ impl<'a> Workspace<'a, '_> {
         if path.is_special() {
             return Err(Errno::EINVAL);
         }
-        let nearest = self.tree.nearest(path);
+        let nearest = self.ground.tree.nearest(path);
         let above = nearest.node.permissions();
         let owner = if self.caller.privileged {
             above.owner()
         } else {
             self.caller.domid
         };
-        let permissions = above.inherited_by(owner, self.domains, self.now);
+        let permissions = above.inherited_by(owner, self.ground.domains, self.ground.now);
         let names: Vec<&str> = path.names().skip(nearest.depth).collect();
         let depth = nearest.depth;
         let grown = |name: &str| name.len() + 1;
@@ -148,18 +160,25 @@ impl<'a> Workspace<'a, '_> {
         let largest = lists.fold(parent.max(least(value.len(), 0)), usize::max);
         self.check_size(largest)?;
         if !self.caller.privileged {
-            let growth = self.log.growth(owner) + names.len().cast_signed();
-            let owned = self.domains.used(owner)[Quota::Nodes];
-            self.check(Quota::Nodes, owned.saturating_add_signed(growth))?;
+            let drafted = match &self.ground.books {
+                Books::Live { .. } => 0,
+                Books::Draft(growth) => growth.nodes(owner),
+            };
+            let owned = self.ground.domains.used(owner)[Quota::Nodes];
+            let owned = owned.saturating_add_signed(drafted);
+            self.check(Quota::Nodes, owned + names.len())?;
         }
+        let paths = (depth + 1..=depth + names.len()).map(|levels| path.prefix(levels).len());
+        let empty = node::size(permissions.len(), 0, 0);
+        let bytes = paths.map(|path| path + empty).sum::<usize>() + value.len();
+        self.check_memory(owner, bytes)?;
 
         for levels in 1..=names.len() {
             let whole = Path::new(path.prefix(depth + levels))?;
             let value = if levels == names.len() { value } else { &[] };
-            let node = Node::new(value, permissions.clone(), self.now);
-            self.tree.insert(&whole, node, self.now);
+            let node = Node::new(value, permissions.clone(), self.ground.now);
+            self.ground.insert(&whole, node);
             self.log.modified(&whole);
-            self.log.own(owner, 1);
         }
         self.changed(path, None);
         Ok(())
@@ -170,7 +189,9 @@ impl<'a> Workspace<'a, '_> {
         match self.find(path, Rights::WRITE) {
             Ok(_) => {}
             Err(Errno::ENOENT) => {
-                let parent = path.parent().and_then(|parent| self.tree.get_str(parent));
+                let parent = path
+                    .parent()
+                    .and_then(|parent| self.ground.tree.get_str(parent));
                 return parent.map(|_| ()).ok_or(Errno::ENOENT);
             }
             Err(error) => return Err(error),
@@ -184,23 +205,23 @@ impl<'a> Workspace<'a, '_> {
 
     /// Removes a node with all below it, whoever asks.
     pub(super) fn uproot(&mut self, path: &Path) {
-        let Some(gone) = self.tree.remove(path, self.now) else {
+        let Some(gone) = self.ground.remove(path) else {
             return;
         };
         self.log.removed(path);
-        let mut owners = BTreeMap::new();
-        walk("", &gone, &mut |_, node| {
-            *owners.entry(node.permissions().owner()).or_insert(0) -= 1;
-            true
-        });
-        for (owner, nodes) in owners {
-            self.log.own(owner, nodes);
-        }
         self.log.news(Change {
             path: path.clone(),
             before: Some(gone.permissions().clone()),
             gone: Some(gone),
         });
+    }
+
+    /// Takes a domain out of a node's permissions, whoever asks, and tells nobody.
+    pub(super) fn erase(&mut self, path: &Path, domid: DomId) {
+        let node = self.ground.tree.get(path);
+        if let Some(fewer) = node.and_then(|node| node.permissions().without(domid)) {
+            self.ground.set_permissions(path, fewer);
+        }
     }
 
     /// GET_PERMS.
@@ -215,31 +236,23 @@ impl<'a> Workspace<'a, '_> {
         path: &Path,
         entries: &[Permission],
     ) -> Result<(), Errno> {
-        let permissions = Permissions::new(entries, self.now)?;
+        let permissions = Permissions::new(entries, self.ground.now)?;
         self.check(Quota::NodePermissions, permissions.len())?;
         let owner = permissions.owner();
-        if !self.domains.is_known(owner) {
+        if !self.ground.domains.is_known(owner) {
             return Err(Errno::ENOENT);
         }
         let node = self.find(path, Rights::OWN)?;
         let before = node.permissions().clone();
-        let size = node.size_with_permissions(permissions.len());
+        let (old, size) = (node.size(), node.size_with_permissions(permissions.len()));
         if !self.caller.privileged && owner != before.owner() {
             return Err(Errno::EPERM);
         }
         self.check_size(size)?;
-        self.replace_permissions(path, permissions);
-        self.log.own(before.owner(), -1);
-        self.log.own(owner, 1);
+        self.check_memory(owner, size.saturating_sub(old))?;
+        self.ground.set_permissions(path, permissions);
         self.changed(path, Some(before));
         Ok(())
-    }
-
-    /// Sets permissions, whoever asks, and tells nobody.
-    pub(super) fn replace_permissions(&mut self, path: &Path, permissions: Permissions) {
-        let now = self.now;
-        self.tree
-            .change(path, |node| node.set_permissions(permissions, now));
     }
 
     fn changed(&mut self, path: &Path, before: Option<Permissions>) {
