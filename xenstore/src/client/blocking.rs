@@ -39,7 +39,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use parapet_xen_sys::io::xs_wire::Operation;
+use parapet_xen_sys::io::xs_wire::{Operation, ServerFeatures};
 use parapet_xen_sys::{DomId, Errno, Port};
 
 use super::verbs::verbs;

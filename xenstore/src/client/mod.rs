@@ -66,7 +66,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use parapet_hypervisor::seam::{Events, Guest, Memory, Tasks};
 use parapet_ring::{Own, TooSmall};
-use parapet_xen_sys::io::xs_wire::Operation;
+use parapet_xen_sys::io::xs_wire::{Operation, ServerFeatures};
 use parapet_xen_sys::{DomId, Errno, Port};
 
 use crate::mailbox::Mailbox;

@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::str::FromStr;
 
 use parapet_xen_sys::io::xs_wire::Operation;
 
@@ -58,14 +59,19 @@ pub(super) fn truth(payload: &[u8]) -> Result<bool, Error> {
     }
 }
 
+/// A number, or whatever else is one string.
+pub(super) fn parsed<T: FromStr>(operation: Operation, payload: &[u8]) -> Result<T, Error> {
+    let text = string(operation, payload)?;
+    text.parse().map_err(|_| Error::Garbled(operation))
+}
+
 /// A transaction's number.
 pub(super) fn number(payload: &[u8]) -> Result<u32, Error> {
     let operation = Operation::TransactionStart;
-    let number = wire::strings(payload).next().unwrap_or(payload);
-    let number = text(operation, number)?.parse().ok();
-    number
-        .filter(|number| *number != 0)
-        .ok_or(Error::Garbled(operation))
+    match parsed(operation, payload)? {
+        0 => Err(Error::Garbled(operation)),
+        number => Ok(number),
+    }
 }
 
 /// A list that comes in parts.

@@ -200,6 +200,38 @@ fn domain_0_tells_of_domains_and_asks_for_them() {
 }
 
 #[test]
+fn features_and_quotas_are_asked_for_and_set_by_domain_and_name() {
+    let (host, xenstored) = xenstored();
+    host.run(async {
+        let local = Client::start(&host, xenstored.connect());
+        let five = Some(DomId(5));
+        let names = local.quotas().await.unwrap();
+        assert!(names.iter().any(|name| name == "watches"), "{names:?}");
+        for name in &names {
+            local.quota(None, name).await.unwrap();
+        }
+        local.set_quota(None, "watches", 7).await.unwrap();
+        local
+            .set_features(DomId(5), ServerFeatures::ERROR)
+            .await
+            .unwrap();
+        local.set_quota(five, "watches", 3).await.unwrap();
+        assert_eq!(local.quota(None, "watches").await.unwrap(), 7);
+        assert_eq!(local.quota(five, "watches").await.unwrap(), 3);
+        let unknown = local.quota(None, "nonsense").await.unwrap_err();
+        assert_eq!(unknown.errno(), Some(Errno::EINVAL));
+
+        let (guest, _) = domain(&host, &xenstored, 5).await;
+        assert_eq!(guest.features(None).await.unwrap(), ServerFeatures::ERROR);
+        let all = local.features(None).await.unwrap();
+        assert!(all.contains(ServerFeatures::WATCHDEPTH));
+        assert_eq!(local.features(five).await.unwrap(), ServerFeatures::ERROR);
+        let refused = guest.quotas().await.unwrap_err();
+        assert_eq!(refused.errno(), Some(Errno::EACCES));
+    });
+}
+
+#[test]
 fn a_reset_ends_watches_and_transactions() {
     let (host, xenstored) = xenstored();
     host.run(async {

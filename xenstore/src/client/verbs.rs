@@ -180,6 +180,72 @@ macro_rules! verbs {
                 let payload = $self.call(&request)$($wait)*?;
                 reply::string(Operation::Control, &payload)
             }
+
+            /// What xenstored can do for a domain; or for who asks, if none is given, which
+            /// everybody may ask. `ENOSYS` from Xen's own before 4.22, as from all that follow.
+            ///
+            /// # Errors
+            /// Any [`Error`].
+            pub $($async)? fn features(
+                $($by)+ $self,
+                domid: Option<DomId>,
+            ) -> Result<ServerFeatures, Error> {
+                let payload = $self.call(&Request::GetFeature(domid))$($wait)*?;
+                reply::parsed(Operation::GetFeature, &payload).map(ServerFeatures::from_bits_retain)
+            }
+
+            /// Chooses what xenstored is to do for a domain that is not introduced yet.
+            ///
+            /// # Errors
+            /// Any [`Error`].
+            pub $($async)? fn set_features(
+                $($by)+ $self,
+                domid: DomId,
+                features: ServerFeatures,
+            ) -> Result<(), Error> {
+                let request = Request::SetFeature { domid, features };
+                $self.call(&request)$($wait)*.map(drop)
+            }
+
+            /// The names of all quotas.
+            ///
+            /// # Errors
+            /// Any [`Error`].
+            pub $($async)? fn quotas($($by)+ $self) -> Result<Vec<String>, Error> {
+                let payload = $self.call(&Request::ListQuotas)$($wait)*?;
+                let names = reply::string(Operation::GetQuota, &payload)?;
+                Ok(names.split_ascii_whitespace().map(String::from).collect())
+            }
+
+            /// The value of a quota: for a domain, or for those that are yet to come. Zero is no
+            /// limit.
+            ///
+            /// # Errors
+            /// Any [`Error`].
+            pub $($async)? fn quota(
+                $($by)+ $self,
+                domid: Option<DomId>,
+                name: &str,
+            ) -> Result<u32, Error> {
+                let name = name.as_bytes();
+                let payload = $self.call(&Request::GetQuota { domid, name })$($wait)*?;
+                reply::parsed(Operation::GetQuota, &payload)
+            }
+
+            /// Sets the value of a quota: for a domain, or for those that are yet to come.
+            ///
+            /// # Errors
+            /// Any [`Error`].
+            pub $($async)? fn set_quota(
+                $($by)+ $self,
+                domid: Option<DomId>,
+                name: &str,
+                value: u32,
+            ) -> Result<(), Error> {
+                let name = name.as_bytes();
+                let request = Request::SetQuota { domid, name, value };
+                $self.call(&request)$($wait)*.map(drop)
+            }
         }
     };
 }

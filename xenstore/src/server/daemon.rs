@@ -26,7 +26,7 @@ use parapet_ring::Peer;
 use parapet_xen_sys::io::xs_wire::{RING_SIZE, RingError, ServerFeatures};
 use parapet_xen_sys::{DomId, Errno, GrantRef, Port};
 
-use super::{Life, Server, World};
+use super::{Life, Server, Statistics, World};
 use crate::mailbox::Mailbox;
 use crate::store::{ClientId, Store};
 use crate::transport::{Broken, Pipe, RingTransport, Transport};
@@ -242,6 +242,7 @@ enum Command {
     Release(DomId, Arc<Mailbox<()>>),
     LookAround,
     Connect(Box<dyn Transport>),
+    Tell(Arc<Mailbox<Statistics>>),
 }
 
 /// How the host talks to its xenstored. Clones talk to the same one.
@@ -286,6 +287,17 @@ impl Handle {
     /// have shut down or are gone what [`Handle::shut_down`] and [`Handle::release`] do.
     pub fn look_around(&self) {
         self.order(Command::LookAround);
+    }
+
+    /// How it fares.
+    ///
+    /// # Errors
+    /// `EIO` if xenstored is gone.
+    pub async fn statistics(&self) -> Result<Statistics, Errno> {
+        let reply = Mailbox::new();
+        self.order(Command::Tell(reply.clone()));
+        let told = poll_fn(|cx| reply.poll_take(cx)).await;
+        told.ok_or(Errno::EIO)
     }
 
     /// Serves one more local client, which may do everything.
@@ -394,6 +406,7 @@ impl Daemon {
                 reply.put(());
             }
             Command::LookAround => self.server.look_around(&mut self.hub),
+            Command::Tell(reply) => reply.put(self.server.statistics()),
             Command::Connect(transport) => {
                 let client = self.server.connect_local();
                 self.hub.add(client, transport);
@@ -549,6 +562,7 @@ fn refuse(commands: &Mailbox<Command>) {
         match command {
             Command::Introduce(_, _, reply) => reply.close(),
             Command::Release(_, reply) => reply.close(),
+            Command::Tell(reply) => reply.close(),
             Command::ShutDown(_) | Command::LookAround | Command::Connect(_) => {}
         }
     }

@@ -27,6 +27,7 @@ mod output;
 mod requests;
 #[cfg(feature = "std")]
 pub mod socket;
+mod statistics;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -41,6 +42,8 @@ use parapet_xen_sys::{DomId, Errno, Port};
 use crate::store::{Caller, ClientId, Event, FEATURES, SpecialEvent, Store};
 use crate::wire::Decoder;
 use output::{Debt, Output};
+use statistics::Counters;
+pub use statistics::{Clients, DomainStatistics, Requests, Statistics, Transactions};
 use trace::{Switch, Trace};
 
 /// How a domain fares.
@@ -137,6 +140,7 @@ pub struct Server {
     /// Connections that got something to send, a fault, or leave to go on, by others' doing.
     stirred: BTreeSet<ClientId>,
     trace: Trace,
+    counters: Counters,
 }
 
 /// Requests are not served while this many bytes wait to be read by their client.
@@ -161,6 +165,7 @@ impl Server {
             next_client: 1,
             stirred: BTreeSet::new(),
             trace: Trace::default(),
+            counters: Counters::default(),
         }
     }
 
@@ -405,7 +410,10 @@ impl Server {
         let waiting = connection.output.len();
         let causer = match connection.peer {
             Peer::Domain(DomId::ZERO) => guest,
-            Peer::Domain(_) if waiting > DOMAIN_WAITING => return,
+            Peer::Domain(_) if waiting > DOMAIN_WAITING => {
+                self.counters.events_lost += 1;
+                return;
+            }
             Peer::Domain(_) => None,
             Peer::Local if waiting > LOCAL_WAITING => {
                 log::warn!("a local client does not read its events");

@@ -49,6 +49,11 @@ impl Output {
         self.bytes().len()
     }
 
+    /// How many events wait.
+    pub(super) fn events(&self) -> usize {
+        self.order.len()
+    }
+
     /// The first `len` of [`Output::bytes`] are gone. The debts that end with that: an event's
     /// does once its message begins to go.
     pub(super) fn sent(&mut self, len: usize) -> Vec<Debt> {

@@ -55,6 +55,8 @@ impl Server {
         let &Message { req_id, tx_id, .. } = message;
         let result = self.request(client, message, world);
         self.deliver(Some(client));
+        let error = result.as_ref().err().copied();
+        self.counters.request(message.operation, error);
         self.trace_message(client, message, result.as_ref().err());
         match (result, Operation::try_from(message.operation)) {
             (Ok(Answer::Payload(payload)), Ok(operation)) => {
@@ -186,7 +188,11 @@ impl Server {
             }
             Request::TransactionStart if tx != TransactionId::NONE => Err(Errno::EBUSY),
             Request::TransactionStart => store.begin(client).map(|id| text(id.0)),
-            Request::TransactionEnd { commit } => store.end(client, tx, commit).map(|()| DONE),
+            Request::TransactionEnd { commit } => {
+                store.end(client, tx, commit)?;
+                self.counters.committed += u64::from(commit);
+                Ok(DONE)
+            }
             Request::GetDomainPath(domid) => Ok(text(Path::of_domain(domid))),
             Request::IsDomainIntroduced(domid) => {
                 let introduced = domid == DomId::SELF || self.domains.contains_key(&domid);

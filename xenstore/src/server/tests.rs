@@ -15,6 +15,7 @@ use crate::Permission;
 use crate::client::Client;
 use crate::mailbox::Mailbox;
 use crate::server::daemon::Daemon;
+use crate::store::Quota;
 use crate::testing::Place;
 use crate::transport::{Broken, Pipe, Transport};
 use crate::wire::{self, Message, Request};
@@ -702,6 +703,82 @@ fn events_for_a_guest_that_does_not_read_are_bounded() {
             .unwrap();
     }
     assert!(bench.server.output(bench.guest).len() <= DOMAIN_WAITING + 4112);
+    assert!(bench.server.statistics().events_lost > 0);
+}
+
+#[test]
+fn what_was_asked_and_what_is_held_is_counted() {
+    let mut bench = Bench::new();
+    let (local, guest) = (bench.local, bench.guest);
+    let mut transaction = |commit: Result<bool, Errno>| {
+        let id = bench.ask(guest, 0, &Request::TransactionStart).unwrap();
+        let id = str::from_utf8(&id).unwrap().trim_end_matches('\0');
+        let tx = id.parse().unwrap();
+        bench
+            .ask(guest, tx, &Request::Read(b"/local/domain/5"))
+            .unwrap();
+        bench.ask(guest, tx, &write(b"x", b"1")).unwrap();
+        if commit == Err(Errno::EAGAIN) {
+            bench
+                .ask(local, 0, &write(b"/local/domain/5/x", b"2"))
+                .unwrap();
+        }
+        let end = Request::TransactionEnd {
+            commit: commit != Ok(false),
+        };
+        let ended = bench.ask(guest, tx, &end).map(drop);
+        assert_eq!(ended, commit.map(drop));
+    };
+    transaction(Ok(true));
+    transaction(Ok(false));
+    transaction(Ok(false));
+    transaction(Err(Errno::EAGAIN));
+    bench.ask(guest, 0, &Request::TransactionStart).unwrap();
+    bench.ask(guest, 0, &watch(b"x")).unwrap();
+    bench.received(guest);
+    assert_eq!(
+        bench.ask(guest, 0, &Request::Read(b"none")),
+        Err(Errno::ENOENT)
+    );
+    bench
+        .ask(local, 0, &write(b"/local/domain/5/x/y", b""))
+        .unwrap();
+
+    let statistics = bench.server.statistics();
+    let transactions = Transactions {
+        begun: 5,
+        committed: 1,
+        dropped: 2,
+        conflicted: 1,
+    };
+    assert_eq!(statistics.transactions, transactions);
+    let missing = Requests {
+        operation: Some(Operation::Read),
+        error: Some(Errno::ENOENT),
+        count: 1,
+    };
+    assert!(statistics.requests.contains(&missing), "{statistics:?}");
+    assert_eq!(
+        (statistics.local.connections, statistics.local.events),
+        (1, 0)
+    );
+    let domain = statistics
+        .domains
+        .iter()
+        .find(|it| it.domid == DOMAIN)
+        .unwrap();
+    let counts = [Quota::Nodes, Quota::Watches, Quota::Transactions].map(|it| domain.used[it]);
+    assert_eq!(counts, [3, 1, 1]);
+    assert_eq!((domain.ring.connections, domain.ring.events), (1, 1));
+    assert_eq!(domain.ring.bytes, bench.server.output(guest).len());
+
+    bench.server.fail(guest, RingError::Comm);
+    let domains = bench.server.statistics().domains;
+    let domain = domains.iter().find(|it| it.domid == DOMAIN).unwrap();
+    assert_eq!(
+        (domain.ring.connections, domain.used[Quota::Watches]),
+        (0, 0)
+    );
 }
 
 impl Bench {
