@@ -424,7 +424,7 @@ proptest! {
         let at = at.index(stream.len());
         stream[at] = byte;
         if let Err(error) = read(&stream) {
-            prop_assert!(error.place.offset < stream.len());
+            prop_assert!(error.place.offset <= stream.len());
         }
     }
 }
