@@ -10,7 +10,7 @@ use crossbeam_queue::SegQueue;
 use parapet_hypervisor::seam::Channel;
 use parapet_ring::bytes::{End, XenstoreRing};
 use parapet_ring::{RingMemory, TooSmall, Violation};
-use parapet_xen_sys::io::xs_wire::{RingError, ServerFeatures};
+use parapet_xen_sys::io::xs_wire::{ConnectionState, RingError, ServerFeatures};
 
 use crate::mailbox::Bell;
 
@@ -58,6 +58,11 @@ pub trait Transport: Send {
     /// Tells the other end, where there is a place for it, why it is served no more.
     fn blame(&mut self, _why: RingError) {}
 
+    /// Whether the other end asks for a fresh start.
+    fn wants_restart(&self) -> bool {
+        false
+    }
+
     /// Begins anew, with nothing in flight.
     fn restart(&mut self) {}
 }
@@ -70,6 +75,8 @@ pub struct RingTransport<M, C> {
     channel: C,
     /// What was advertised.
     features: ServerFeatures,
+    /// A fresh start was asked for, and until it is granted the ring is to be left alone.
+    waits: bool,
 }
 
 impl<M: RingMemory, C: Channel> RingTransport<M, C> {
@@ -81,12 +88,37 @@ impl<M: RingMemory, C: Channel> RingTransport<M, C> {
         Self::attach(memory, channel, End::Guest)
     }
 
+    /// The guest's end of a ring that somebody may have used before, and left in any state: asks
+    /// xenstored for a fresh start, if it grants any (`docs/misc/xenstore-ring.txt`).
+    ///
+    /// # Errors
+    /// The memory is shorter than the page.
+    pub fn guest_anew(memory: M, channel: C) -> Result<Self, TooSmall> {
+        let mut guest = Self::guest(memory, channel)?;
+        if guest.ring.features().contains(ServerFeatures::RECONNECTION) {
+            guest.waits = true;
+            guest.ring.request_reconnect();
+            guest.channel.notify();
+        }
+        Ok(guest)
+    }
+
+    /// Whether a fresh start is still to be granted.
+    fn is_waiting(&mut self) -> bool {
+        if self.waits && self.ring.connection() == Ok(ConnectionState::Connected) {
+            self.waits = false;
+            self.ring.reload();
+        }
+        self.waits
+    }
+
     fn attach(memory: M, channel: C, end: End) -> Result<Self, TooSmall> {
         Ok(RingTransport {
             ring: XenstoreRing::attach(memory, end)?,
             end,
             channel,
             features: ServerFeatures::empty(),
+            waits: false,
         })
     }
 
@@ -111,6 +143,9 @@ impl<M: RingMemory, C: Channel> RingTransport<M, C> {
 
 impl<M: RingMemory, C: Channel> Transport for RingTransport<M, C> {
     fn read(&mut self, to: &mut [u8]) -> Result<usize, Broken> {
+        if self.is_waiting() {
+            return Ok(0);
+        }
         let bytes = self.ring.read(to)?;
         let error = self.ring.error();
         if bytes == 0 && self.end == End::Guest && error != u32::from(RingError::None) {
@@ -120,6 +155,9 @@ impl<M: RingMemory, C: Channel> Transport for RingTransport<M, C> {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
+        if self.is_waiting() {
+            return Ok(0);
+        }
         let bytes = self.ring.write(bytes)?;
         Ok(self.moved(bytes))
     }
@@ -140,7 +178,13 @@ impl<M: RingMemory, C: Channel> Transport for RingTransport<M, C> {
         }
     }
 
+    fn wants_restart(&self) -> bool {
+        self.features.contains(ServerFeatures::RECONNECTION)
+            && self.ring.connection() == Ok(ConnectionState::Reconnect)
+    }
+
     fn restart(&mut self) {
+        self.ring.advertise(self.features);
         self.ring.reset();
         self.channel.notify();
     }

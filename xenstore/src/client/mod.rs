@@ -190,6 +190,21 @@ impl Client {
         Ok(Client::start(guest, transport))
     }
 
+    /// [`Client::over_ring`] for a ring that somebody may have used before, and left in any state,
+    /// as the kernel did that started another by kexec: asks xenstored for a fresh start, if it
+    /// grants any.
+    ///
+    /// # Errors
+    /// The page is shorter than it must be.
+    pub fn over_used_ring<G: Guest>(
+        guest: &G,
+        page: <G as Memory>::Pages,
+        channel: <G as Events>::Channel,
+    ) -> Result<Self, TooSmall> {
+        let transport = RingTransport::guest_anew(Own(page), channel)?;
+        Ok(Client::start(guest, transport))
+    }
+
     fn within(&self, tx: TransactionId) -> Self {
         self.shared.handles.fetch_add(1, Ordering::Relaxed);
         Client {

@@ -381,6 +381,40 @@ fn a_guest_that_breaks_its_ring_is_told_so_and_nobody_else_notices() {
 }
 
 #[test]
+fn a_kernel_that_finds_a_used_ring_gets_a_fresh_start_and_nothing_of_the_one_before() {
+    let (host, xenstored) = xenstored();
+    host.run(async {
+        let (guest, page, channel) = host.domain(DomId(5));
+        let first = Client::over_ring(&guest, page.clone(), channel.clone()).unwrap();
+        let port = channel.port();
+        xenstored.introduce(DomId(5), port).await.unwrap();
+        let local = Client::start(&host, xenstored.connect());
+        let _watch = first.watch("/tool").await.unwrap();
+        first.call(&Request::TransactionStart).await.unwrap();
+        // It leaves half a request in the ring, and counts that nobody can follow.
+        let word = |offset| page.view().atomic_u32(offset).unwrap();
+        word(offset_of!(DomainInterface, req_prod)).fetch_add(3, SeqCst);
+        channel.notify();
+        word(offset_of!(DomainInterface, rsp_cons)).store(0x4000_0000, SeqCst);
+        assert!(first.read("/").await.is_err());
+        drop(first);
+
+        let second = Client::over_used_ring(&guest, page.clone(), channel).unwrap();
+        let refused = second.read("/").await.unwrap_err();
+        assert_eq!(refused.errno(), Some(Errno::EACCES));
+        assert_eq!(word(offset_of!(DomainInterface, error)).load(SeqCst), 0);
+        let arguments = vec![&b"5"[..]];
+        let command = b"quota";
+        let quotas = Request::Control { command, arguments };
+        let quotas = String::from_utf8(local.call(&quotas).await.unwrap()).unwrap();
+        for quota in ["watches", "transactions"] {
+            let line = quotas.lines().find(|line| line.starts_with(quota)).unwrap();
+            assert!(line.contains(":        0 "), "{line}");
+        }
+    });
+}
+
+#[test]
 fn a_domain_without_a_page_is_not_introduced() {
     let (host, xenstored) = xenstored();
     host.run(async {

@@ -71,6 +71,8 @@ struct Connection {
     due: bool,
     /// It is among [`Daemon::unsent`].
     unsent: bool,
+    /// What the other end was told that it did.
+    blamed: Option<RingError>,
 }
 
 impl Connection {
@@ -172,6 +174,7 @@ impl Hub {
             drained: false,
             due: false,
             unsent: false,
+            blamed: None,
         };
         self.connections.insert(client, connection);
         self.rouse(client);
@@ -427,6 +430,12 @@ impl Daemon {
             return;
         };
         connection.due = false;
+        if connection.transport.wants_restart() {
+            log::info!("{client:?} asks for a fresh start");
+            self.server.start_over(client);
+            connection.transport.restart();
+            connection.drained = false;
+        }
         let more = read(&mut self.server, client, &mut self.hub, &mut self.bytes);
         if let Err(broken) = more {
             self.fail(client, broken);
@@ -438,9 +447,16 @@ impl Daemon {
             self.hub.connections.remove(&client);
             return;
         }
-        if let Some(why) = self.server.fault(client) {
-            // It stays mapped, as it may be introduced anew, but nothing that it does wakes us.
-            connection.transport.blame(why);
+        let fault = self.server.fault(client);
+        let told = mem::replace(&mut connection.blamed, fault);
+        if let Some(why) = fault {
+            if told != fault {
+                connection.transport.blame(why);
+            }
+            // It is served no more until it asks for a fresh start, or is introduced anew.
+            if connection.wait(false) {
+                self.hub.rouse(client);
+            }
             return;
         }
         let answered = !self.server.output(client).is_empty();

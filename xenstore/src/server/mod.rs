@@ -226,6 +226,18 @@ impl Server {
         self.trace.line(Switch::Objects, line);
     }
 
+    /// Forgets all that a connection had in flight, with its watches, transactions and fault: its
+    /// ring is begun anew.
+    pub fn start_over(&mut self, client: ClientId) {
+        self.store.reset(client);
+        if let Some(connection) = self.connections.get_mut(&client) {
+            connection.input = Decoder::default();
+            connection.fault = None;
+            let debts = connection.output.clear();
+            self.forgive(debts);
+        }
+    }
+
     /// Whether there is such a connection.
     pub fn is_connected(&self, client: ClientId) -> bool {
         self.connections.contains_key(&client)

@@ -306,17 +306,6 @@ impl Server {
             .map(|()| DONE)
     }
 
-    /// Forgets all that a connection had in flight.
-    fn start_over(&mut self, client: ClientId) {
-        self.store.reset(client);
-        if let Some(connection) = self.connections.get_mut(&client) {
-            connection.input = wire::Decoder::default();
-            connection.fault = None;
-            let debts = connection.output.clear();
-            self.forgive(debts);
-        }
-    }
-
     /// # Errors
     /// `EINVAL` for domain 0, `ENOENT` for one that is not introduced.
     fn introduced_guest(&self, domid: DomId) -> Result<(), Errno> {

@@ -9,10 +9,8 @@ use super::ground::Owned;
 use super::quota::{Quota, Quotas, Usage};
 
 /// What this xenstored can do for a domain, unless less was chosen for it.
-///
-/// Not [`ServerFeatures::RECONNECTION`], as with C xenstored: a guest cannot have its ring started
-/// anew by itself; INTRODUCE does that.
-pub const FEATURES: ServerFeatures = ServerFeatures::ERROR
+pub const FEATURES: ServerFeatures = ServerFeatures::RECONNECTION
+    .union(ServerFeatures::ERROR)
     .union(ServerFeatures::WATCHDEPTH)
     .union(ServerFeatures::DOMID_ANY);
 
