@@ -26,6 +26,7 @@
 
 #[cfg(test)]
 mod accounts;
+mod children;
 mod domains;
 mod ground;
 #[cfg(test)]

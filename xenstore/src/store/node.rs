@@ -3,43 +3,77 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::mem;
 
-use rpds::RedBlackTreeMapSync;
-
+use super::children::Children;
 use super::permissions::Permissions;
 
 /// A node: a value, permissions and children.
 ///
 /// A node that a snapshot shares is never changed: the live tree gets a copy of it, and of the
 /// nodes above it. So two trees hold the *same* node exactly if nothing at or below it differs.
+///
+/// There may be a hundred thousand of them, most of them leaves, so a leaf is two small allocations:
+/// this, and one for its name and value.
 #[derive(Clone)]
 pub struct Node {
-    value: Box<[u8]>,
+    /// The name, then the value.
+    text: Box<[u8]>,
+    /// The bytes of the name.
+    name: u16,
     permissions: Permissions,
-    children: Children,
+    /// None if there never was one.
+    family: Option<Box<Family>>,
     /// Orders siblings: they are listed as they were created.
     born: u64,
     /// When value or permissions last changed.
+    generation: u64,
+}
+
+/// What a node with children has besides.
+#[derive(Clone, Default)]
+struct Family {
+    children: Children,
+    /// Bytes of their names, each with a final zero.
+    bytes: usize,
+    /// When one was last added or removed.
     generation: u64,
     /// There are no more levels of nodes below; there may be fewer.
     height: u16,
 }
 
 impl Node {
+    /// A node without a name, which it gets from its parent.
     pub(super) fn new(value: &[u8], permissions: Permissions, now: u64) -> Self {
         Node {
-            value: value.into(),
+            text: value.into(),
+            name: 0,
             permissions,
-            children: Children::default(),
+            family: None,
             born: now,
             generation: now,
-            height: 0,
         }
+    }
+
+    /// The name by which its parent has it.
+    pub(super) fn name(&self) -> &str {
+        // Names are parts of paths, which are text.
+        core::str::from_utf8(self.name_bytes()).unwrap_or("")
+    }
+
+    pub(super) fn name_bytes(&self) -> &[u8] {
+        self.text.get(..self.name.into()).unwrap_or(&[])
+    }
+
+    pub(super) fn rename(&mut self, name: &str) {
+        self.text = [name.as_bytes(), self.value()].concat().into();
+        // A path, and so a name, has 3072 bytes at most.
+        self.name = name.len() as u16;
     }
 
     /// Any bytes, usually text without a final zero.
     pub fn value(&self) -> &[u8] {
-        &self.value
+        self.text.get(self.name.into()..).unwrap_or(&[])
     }
 
     /// Who may do what.
@@ -49,14 +83,14 @@ impl Node {
 
     /// The names of the children, in the order of their creation.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        let mut children: Vec<_> = self.children.map.iter().collect();
+        let mut children: Vec<_> = self.children().collect();
         children.sort_by_key(|(_, node)| node.born);
-        children.into_iter().map(|(name, _)| &**name)
+        children.into_iter().map(|(name, _)| name)
     }
 
     /// A number that is another after every change to the node or to the list of its children.
     pub fn generation(&self) -> u64 {
-        self.generation.max(self.children.generation)
+        self.generation.max(self.list_generation())
     }
 
     /// The same for the value and the permissions alone.
@@ -66,60 +100,69 @@ impl Node {
 
     /// The same for the list of children alone.
     pub(super) fn list_generation(&self) -> u64 {
-        self.children.generation
+        self.family.as_ref().map_or(0, |family| family.generation)
     }
 
     pub(super) fn born(&self) -> u64 {
         self.born
     }
 
-    pub(super) fn children(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Node>)> {
-        self.children.map.iter()
+    /// By name.
+    pub(super) fn children(&self) -> impl Iterator<Item = (&str, &Arc<Node>)> {
+        let families = self.family.iter();
+        let children = families.flat_map(|family| family.children.iter());
+        children.map(|child| (child.name(), child))
     }
 
     pub(super) fn child(&self, name: &str) -> Option<&Arc<Node>> {
-        self.children.map.get(name)
+        self.family.as_ref()?.children.get(name.as_bytes())
     }
 
     pub(super) fn child_mut(&mut self, name: &str) -> Option<&mut Arc<Node>> {
-        self.children.map.get_mut(name)
+        self.family.as_mut()?.children.get_mut(name.as_bytes())
     }
 
     /// Bytes of the list of children, each with a final zero.
     pub fn list_len(&self) -> usize {
-        self.children.bytes
+        self.family.as_ref().map_or(0, |family| family.bytes)
     }
 
-    pub(super) fn add(&mut self, name: &str, node: Arc<Node>, now: u64) {
-        self.children.bytes += name.len() + 1;
-        self.children.generation = now;
-        self.children.map.insert_mut(Arc::from(name), node);
+    /// Adds a child that is not there yet.
+    pub(super) fn add(&mut self, name: &str, mut node: Arc<Node>, now: u64) {
+        Arc::make_mut(&mut node).rename(name);
+        let family = self.family.get_or_insert_default();
+        family.bytes += name.len() + 1;
+        family.generation = now;
+        family.children.insert(node);
     }
 
     pub(super) fn remove(&mut self, name: &str, now: u64) -> Option<Arc<Node>> {
-        let node = self.children.map.get(name).cloned()?;
-        self.children.map.remove_mut(name);
-        self.children.bytes -= name.len() + 1;
-        self.children.generation = now;
+        let family = self.family.as_mut()?;
+        let node = family.children.remove(name.as_bytes())?;
+        family.bytes -= name.len() + 1;
+        family.generation = now;
         Some(node)
     }
 
-    /// Takes out some child, to take the node apart: the list of children stays as it was.
-    pub(super) fn pop_child(&mut self) -> Option<(Arc<str>, Arc<Node>)> {
-        let (name, node) = self.children.map.first()?;
-        let child = (name.clone(), node.clone());
-        self.children.map.remove_mut(&child.0);
-        Some(child)
+    /// Takes out some child, to take the node apart: the list of children stays as long as it was.
+    pub(super) fn pop_child(&mut self) -> Option<Arc<Node>> {
+        self.family.as_mut()?.children.pop()
     }
 
     /// Notes that there are to be that many levels of nodes below.
     pub(super) fn grow(&mut self, levels: usize) {
-        let levels = u16::try_from(levels).unwrap_or(u16::MAX);
-        self.height = self.height.max(levels);
+        if levels > 0 {
+            let levels = u16::try_from(levels).unwrap_or(u16::MAX);
+            let family = self.family.get_or_insert_default();
+            family.height = family.height.max(levels);
+        }
     }
 
     pub(super) fn set_value(&mut self, value: &[u8], now: u64) {
-        self.value = value.into();
+        match self.text.get_mut(self.name.into()..) {
+            Some(old) if old.len() == value.len() => old.copy_from_slice(value),
+            _ => self.text = [self.name_bytes(), value].concat().into(),
+        }
         self.generation = now;
     }
 
@@ -130,36 +173,35 @@ impl Node {
 
     /// The same node without its children.
     pub(super) fn childless(&self) -> Node {
+        let generation = self.list_generation();
         Node {
-            value: self.value.clone(),
+            text: self.text.clone(),
+            name: self.name,
             permissions: self.permissions.clone(),
-            children: Children {
-                generation: self.children.generation,
-                ..Children::default()
-            },
+            family: self.family.is_some().then(|| {
+                Box::new(Family {
+                    generation,
+                    ..Family::default()
+                })
+            }),
             born: self.born,
             generation: self.generation,
-            height: 0,
         }
     }
 
     /// The bytes that the quota on a node's size counts, as C xenstored lays a node out.
     pub(super) fn size(&self) -> usize {
-        size(
-            self.permissions.len(),
-            self.value.len(),
-            self.children.bytes,
-        )
+        size(self.permissions.len(), self.value().len(), self.list_len())
     }
 
     /// [`Node::size`] if it had another value.
     pub(super) fn size_with_value(&self, value: usize) -> usize {
-        size(self.permissions.len(), value, self.children.bytes)
+        size(self.permissions.len(), value, self.list_len())
     }
 
     /// [`Node::size`] if it had as many permission entries.
     pub(super) fn size_with_permissions(&self, permissions: usize) -> usize {
-        size(permissions, self.value.len(), self.children.bytes)
+        size(permissions, self.value().len(), self.list_len())
     }
 }
 
@@ -168,19 +210,11 @@ pub(super) fn size(permissions: usize, value: usize, list: usize) -> usize {
     16 + 8 * permissions + value + list
 }
 
-/// A node's children by name.
-#[derive(Clone, Default)]
-struct Children {
-    map: RedBlackTreeMapSync<Arc<str>, Arc<Node>>,
-    bytes: usize,
-    generation: u64,
-}
-
 /// Trees of that many levels are dropped by recursion.
 const SHALLOW: u16 = 16;
 
 /// A guest chooses how deep a tree is: so a deep one is taken apart with a list, not by recursion.
-/// The list costs time for every child, shared or not, so the usual shallow ones do without.
+/// The list costs time for every child, so the usual shallow ones do without.
 impl Drop for Node {
     fn drop(&mut self) {
         let mut orphans = Vec::new();
@@ -194,8 +228,9 @@ impl Drop for Node {
 }
 
 fn take_children(node: &mut Node, to: &mut Vec<Arc<Node>>) {
-    if node.height > SHALLOW {
-        let map = core::mem::replace(&mut node.children.map, RedBlackTreeMapSync::new_sync());
-        to.extend(map.values().cloned());
+    if let Some(family) = node.family.as_mut()
+        && family.height > SHALLOW
+    {
+        to.extend(mem::take(&mut family.children).into_unshared());
     }
 }

@@ -88,9 +88,9 @@ impl Remains {
             }
             let counted = part.counted;
             if let Some(node) = Arc::get_mut(&mut part.node) {
-                if let Some((name, node)) = node.pop_child() {
+                if let Some(node) = node.pop_child() {
                     self.parts.push(part);
-                    let counted = counted.map(|it| it.below(&name));
+                    let counted = counted.map(|it| it.below(node.name()));
                     self.parts.push(Part { node, counted });
                 }
             } else if let Some(counted) = counted {
