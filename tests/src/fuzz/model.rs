@@ -459,14 +459,20 @@ impl Model {
     pub(super) fn gone(&mut self, domid: DomId) {
         self.reset(domid.0.into());
         self.alive.remove(&domid);
-        let owned = self.nodes.iter().filter(|(_, node)| node.owner() == domid);
+        let owned = |(path, node): &(&String, &Node)| *path != "/" && node.owner() == domid;
+        let owned = self.nodes.iter().filter(owned);
         let owned: Vec<String> = owned.map(|(path, _)| path.clone()).collect();
         let below = |path: &str| {
             let mut owned = owned.iter();
             owned.any(|owned| path == owned || is_below(path, owned))
         };
         self.nodes.retain(|path, _| !below(path));
+        let domain_0 = self.entry(Permission::none(DomId::ZERO));
         for node in self.nodes.values_mut() {
+            if node.owner() == domid {
+                node.permissions[0].permission.domid = DomId::ZERO;
+                node.permissions[0].life = domain_0.life;
+            }
             node.permissions
                 .retain(|entry| entry.permission.domid != domid);
         }

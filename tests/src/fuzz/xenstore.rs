@@ -483,7 +483,6 @@ pub fn xenstore_model(data: &[u8]) {
             6 => pair.nodes(client, tx, &Op::GetPerms(full)),
             7 => pair.nodes(client, tx, &Op::Mkdir(full)),
             8 => pair.nodes(client, tx, &Op::Remove(full)),
-            9 if full == "/" => {}
             9 => pair.nodes(client, tx, &Op::SetPerms(full, entries)),
             10..12 => pair.watch(
                 client,

@@ -87,8 +87,8 @@ impl Named {
         }
     }
 
-    /// Forgets a domain: the nodes that name it, and whether it owns them. What is below one that
-    /// it owns is left out.
+    /// Forgets a domain: the nodes that name it, and whether they are its own and go with it. What
+    /// is below one that goes is left out.
     pub(super) fn take(&mut self, domid: DomId, tree: &Tree) -> BTreeMap<Path, bool> {
         let mut found = BTreeMap::new();
         let places = self.0.remove(&domid).unwrap_or_default();
@@ -99,7 +99,9 @@ impl Named {
             if !permissions.name(domid) || found.contains_key(&path) {
                 continue;
             }
-            let owns = permissions.owner() == domid;
+            // The root and the special names stay, whoever owns them.
+            let stays = path.parent().is_none();
+            let owns = permissions.owner() == domid && !stays;
             if !owns {
                 let below = |(name, child): (_, _)| Some((path.join(name).ok()?, child));
                 todo.extend(

@@ -192,14 +192,23 @@ impl Permissions {
         entry.domid == DomId::ANY || domains.is_since(entry.domid, self.0.since)
     }
 
-    /// The same without the entries for `domid`, if it had any besides the owner's.
+    /// The same without the entries for `domid`, if it had any. What it owned is domain 0's.
     pub(super) fn without(&self, domid: DomId) -> Option<Self> {
-        let named = |entry: &&Permission| entry.domid == domid;
-        self.0.others.iter().find(named)?;
-        let others = self.0.others.iter().filter(|entry| !named(entry));
+        if !self.name(domid) {
+            return None;
+        }
+        let owner = self.0.owner;
+        let others = self.0.others.iter().filter(|entry| entry.domid != domid);
         Some(Permissions(Arc::new(Entries {
             since: self.0.since,
-            owner: self.0.owner,
+            owner: Permission {
+                domid: if owner.domid == domid {
+                    DomId::ZERO
+                } else {
+                    owner.domid
+                },
+                ..owner
+            },
             others: others.copied().collect(),
         })))
     }

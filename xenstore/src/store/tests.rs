@@ -354,6 +354,28 @@ fn a_node_removed_and_made_again_in_a_transaction_has_no_old_children() {
 }
 
 #[test]
+fn the_root_outlives_a_guest_that_owned_it() {
+    let mut store = store();
+    store.write(DOM0, LIVE, &path("/a/b"), b"").unwrap();
+    let guests = permissions(&["r7", "w8"]);
+    for at in ["/", "/a/b", "@releaseDomain"] {
+        store
+            .set_permissions(DOM0, LIVE, &path(at), &guests)
+            .unwrap();
+    }
+    store.forget(DomId(7));
+    for at in ["/", "@releaseDomain"] {
+        let left = store.permissions(DOM0, LIVE, &path(at)).unwrap();
+        assert_eq!(
+            left.entries().collect::<Vec<_>>(),
+            permissions(&["r0", "w8"])
+        );
+    }
+    assert_eq!(value(&mut store, DOM0, "/a/b"), Err(Errno::ENOENT));
+    assert_eq!(value(&mut store, DOM0, "/a"), Ok(vec![]));
+}
+
+#[test]
 fn the_next_domain_of_an_id_inherits_nothing() {
     let mut store = store();
     store
