@@ -699,12 +699,13 @@ impl Store {
                 }
             }
         }
+        let met = self.watches.met_by(&change.path, Reach::Below);
         let permissions = |path: &str| self.tree.get_str(path).map(|node| node.permissions());
-        let after = permissions(change.path.as_str());
-        if change.before.is_some() || after.is_some() {
+        let after = || permissions(change.path.as_str());
+        if !met.is_empty() && (change.before.is_some() || after().is_some()) {
             let parent = change.path.parent().and_then(permissions);
-            let seen = [change.before.as_ref(), after, parent];
-            for watch in self.watches.met_by(&change.path, Reach::Below) {
+            let seen = [change.before.as_ref(), after(), parent];
+            for watch in met {
                 if self.may_read_any(watch.client, seen) {
                     events.push(Event::new(&watch, change.path.clone()));
                 }

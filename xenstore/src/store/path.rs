@@ -54,13 +54,14 @@ impl Path {
     /// # Errors
     /// `EINVAL`, whatever is wrong with it.
     pub fn parse(raw: &[u8], base: DomId, special: Special) -> Result<Self, Errno> {
-        let text = core::str::from_utf8(raw).map_err(|_| Errno::EINVAL)?;
         let clean = raw
             .iter()
             .all(|&byte| byte.is_ascii_alphanumeric() || b"-/_@".contains(&byte));
-        if !clean || (text.starts_with('@') && special == Special::Refused) {
+        let doubled = raw.windows(2).any(|two| two == b"//");
+        if !clean || doubled || (raw.first() == Some(&b'@') && special == Special::Refused) {
             return Err(Errno::EINVAL);
         }
+        let text = core::str::from_utf8(raw).map_err(|_| Errno::EINVAL)?;
         let path = if is_relative(raw) {
             if raw.len() > REL_PATH_MAX {
                 return Err(Errno::EINVAL);
@@ -70,7 +71,7 @@ impl Path {
             Path(Arc::from(text))
         };
         let trailing = path.0.ends_with('/') && path.0.len() > 1;
-        if trailing || path.0.contains("//") || path.0.len() > ABS_PATH_MAX {
+        if trailing || path.0.len() > ABS_PATH_MAX {
             return Err(Errno::EINVAL);
         }
         Ok(path)
@@ -97,7 +98,7 @@ impl Path {
 
     /// The names from the top down; none for the root.
     pub fn names(&self) -> impl DoubleEndedIterator<Item = &str> + Clone {
-        self.0.split('/').filter(|name| !name.is_empty())
+        names(&self.0)
     }
 
     /// The path that the first `names` names make.
@@ -116,15 +117,21 @@ impl Path {
     /// This path and all above it, from the top down. The root is above every path but the
     /// special ones.
     pub(super) fn prefixes(&self) -> impl Iterator<Item = &str> {
-        let top = usize::from(self.is_special());
-        (top..=self.names().count()).map(|names| self.prefix(names))
+        let root = (!self.is_special()).then_some("/");
+        let slashes = self.0.bytes().enumerate().skip(1);
+        let slashes = slashes.filter(|&(_, byte)| byte == b'/');
+        let above = slashes.filter_map(|(at, _)| self.0.get(..at));
+        let whole = (&*self.0 != "/").then_some(&*self.0);
+        root.into_iter().chain(above).chain(whole)
     }
 
     /// The node above; none for the root and for special names.
     pub fn parent(&self) -> Option<&str> {
-        let depth = self.names().count();
-        let top = usize::from(self.is_special());
-        (depth > top).then(|| self.prefix(depth - 1))
+        match self.0.bytes().rposition(|byte| byte == b'/') {
+            Some(0) if self.0.len() > 1 => Some("/"),
+            Some(0) | None => None,
+            Some(at) => self.0.get(..at),
+        }
     }
 
     /// How many levels `self` is below `above`: zero for itself, none if it is not below.
@@ -145,6 +152,36 @@ impl Path {
             .and_then(|rest| rest.split_once('/'))
             .filter(|(domid, _)| domid.len() <= 5 && domid.bytes().all(|b| b.is_ascii_digit()))
             .map_or(self.0.len(), |(_, local)| local.len())
+    }
+}
+
+/// The names in a whole number of names of a checked path, from the top down.
+pub(super) fn names(path: &str) -> Names<'_> {
+    Names(path.strip_prefix('/').unwrap_or(path))
+}
+
+/// What is left of a path. Every walk of the tree begins here: so plain bytes are looked at.
+#[derive(Debug, Clone)]
+pub(super) struct Names<'a>(&'a str);
+
+impl<'a> Iterator for Names<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        let len = self.0.len();
+        let end = self.0.bytes().position(|byte| byte == b'/').unwrap_or(len);
+        let name = self.0.get(..end).filter(|name| !name.is_empty());
+        self.0 = self.0.get(end + 1..).unwrap_or("");
+        name
+    }
+}
+
+impl<'a> DoubleEndedIterator for Names<'a> {
+    fn next_back(&mut self) -> Option<&'a str> {
+        let slash = self.0.bytes().rposition(|byte| byte == b'/');
+        let name = self.0.get(slash.map_or(0, |at| at + 1)..);
+        self.0 = self.0.get(..slash.unwrap_or(0)).unwrap_or("");
+        name.filter(|name| !name.is_empty())
     }
 }
 

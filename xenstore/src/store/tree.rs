@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use parapet_xen_sys::DomId;
 
 use super::node::Node;
-use super::path::Path;
+use super::path::{self, Path};
 use super::permissions::Permissions;
 use crate::Permission;
 
@@ -70,11 +70,9 @@ impl Tree {
 
     /// [`Tree::get`] for text that is a whole number of names of a checked path.
     pub(super) fn get_str(&self, path: &str) -> Option<&Arc<Node>> {
-        path.split('/')
-            .filter(|name| !name.is_empty())
-            .try_fold(self.top(path.starts_with('@')), |node, name| {
-                node.child(name)
-            })
+        path::names(path).try_fold(self.top(path.starts_with('@')), |node, name| {
+            node.child(name)
+        })
     }
 
     /// The node, or the lowest above it that is there. Above a special name is the root.
@@ -94,7 +92,8 @@ impl Tree {
         Nearest { node, depth }
     }
 
-    /// Changes a node, and copies it and those above it first where a snapshot shares them.
+    /// Changes a node, and copies it and those above it first where a snapshot shares them: so it is
+    /// to be there.
     pub(super) fn change<R>(
         &mut self,
         path: &Path,
@@ -110,8 +109,7 @@ impl Tree {
         levels: usize,
         change: impl FnOnce(&mut Node) -> R,
     ) -> Option<R> {
-        self.get_str(path)?;
-        let names = path.split('/').filter(|name| !name.is_empty());
+        let names = path::names(path);
         let mut below = levels + names.clone().count();
         let mut node = Arc::make_mut(self.top_mut(path.starts_with('@')));
         for name in names {

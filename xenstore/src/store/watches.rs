@@ -68,7 +68,43 @@ pub(super) enum Reach {
 #[derive(Debug, Default)]
 pub(super) struct Watches {
     by_path: BTreeMap<Path, Vec<Watch>>,
+    marks: Marks,
     next: u64,
+}
+
+/// Where to look for watches: an event asks for its path and each above it, and mostly there is
+/// none. What is not marked here is not in the map; what is marked may be. It is as fast for a
+/// thousand watches as for ten, however much their paths have in common.
+#[derive(Debug, Default)]
+struct Marks(Vec<u32>);
+
+impl Marks {
+    /// A path's place is found by its length and its end.
+    fn place(path: &str) -> usize {
+        let end = path.bytes().rev().take(8);
+        let end = end.fold(0u64, |end, byte| end << 8 | u64::from(byte));
+        let mixed = (end ^ path.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> (u64::BITS - Marks::BITS)) as usize
+    }
+
+    const BITS: u32 = 13;
+
+    fn add(&mut self, path: &str) {
+        self.0.resize(1 << Marks::BITS, 0);
+        if let Some(mark) = self.0.get_mut(Marks::place(path)) {
+            *mark += 1;
+        }
+    }
+
+    fn remove(&mut self, path: &str) {
+        if let Some(mark) = self.0.get_mut(Marks::place(path)) {
+            *mark -= 1;
+        }
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.0.get(Marks::place(path)).is_some_and(|&mark| mark > 0)
+    }
 }
 
 impl Watches {
@@ -89,6 +125,9 @@ impl Watches {
             return Err(Errno::EEXIST);
         }
         self.next += 1;
+        if here.is_empty() {
+            self.marks.add(path.as_str());
+        }
         here.push(Watch {
             client,
             token,
@@ -109,6 +148,7 @@ impl Watches {
         let removed = here.len() < before;
         if here.is_empty() {
             self.by_path.remove(path);
+            self.marks.remove(path.as_str());
         }
         removed
     }
@@ -116,7 +156,10 @@ impl Watches {
     /// The watches that an event on `path` meets, in the order of their making.
     pub(super) fn met_by(&self, path: &Path, reach: Reach) -> Vec<Watch> {
         let mut met: Vec<Watch> = Vec::new();
-        for above in path.prefixes() {
+        if self.by_path.is_empty() {
+            return met;
+        }
+        for above in path.prefixes().filter(|above| self.marks.has(above)) {
             let Some(here) = self.by_path.get(above) else {
                 continue;
             };
