@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!   systemd ◄── notify ───┐            ┌── lock ──────► only one of a kind
-//!   journal ◄── logging ──┤  a daemon  ├── stop ◄────── SIGTERM, SIGINT
-//!   its user ◄─ command ──┤            ├── status ◄──── `parapet-blkback status`
-//!                         └────────────┘── listen ◄──── clients of `parapet-xenstored`
+//!   journal ◄── logging ──┤            ├── stop ◄────── SIGTERM, SIGINT
+//!   its user ◄─ command ──┤  a daemon  ├── status ◄──── `parapet-blkback status`
+//!   Prometheus ◄ metrics ─┤            ├── listen ◄──── clients of `parapet-xenstored`
+//!                         └────────────┴── privileges ► given up once it has begun
 //! ```
 
 pub mod blkback;
@@ -13,15 +14,20 @@ mod limits;
 mod listen;
 mod lock;
 mod logging;
+mod metrics;
 mod notify;
+mod privileges;
 mod status;
 mod stop;
+pub mod xenstored;
 
 pub use command::{Failure, completions, exit, level, tell};
 pub use limits::raise_open_files;
 pub use listen::{ListenError, Listening};
 pub use lock::{Lock, LockError};
 pub use logging::start_log;
+pub use metrics::{MetricsFile, metrics};
 pub use notify::notify;
+pub use privileges::{Unprivileged, UserError, no_new_privileges};
 pub use status::{AskError, StatusSocket, ask};
 pub use stop::{End, Ending, Work, ending};

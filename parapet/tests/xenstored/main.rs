@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // clippy knows test functions, and not what they call
 
 mod library;
+mod operation;
 mod tools;
 
 use std::os::fd::OwnedFd;

@@ -1,17 +1,17 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use log::LevelFilter;
-use parapet::daemon::{Failure, completions, exit, level, start_log};
+use parapet::daemon::xenstored::{NAME, Status};
+use parapet::daemon::{Failure, ask, completions, exit, level, metrics, start_log};
 
 use crate::serve::{self, Settings};
-
-/// The daemon's name: of its program and its lock.
-pub(crate) const NAME: &str = "parapet-xenstored";
 
 /// The store of a Xen host, in place of Xen's own xenstored: for domain 0's kernel, for guests, and
 /// for libxl, xl and the xenstore-* tools unchanged.
@@ -22,6 +22,24 @@ pub(crate) const NAME: &str = "parapet-xenstored";
 #[derive(Debug, Parser)]
 #[command(name = NAME, version, after_help = EXAMPLES)]
 struct Cli {
+    #[command(flatten)]
+    serve: Serve,
+
+    /// The folder for the lock and the status socket.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/run/parapet"
+    )]
+    run_dir: PathBuf,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+struct Serve {
     /// Serves the socket alone, and no domain: for trying clients where there is no Xen.
     #[arg(long)]
     no_domains: bool,
@@ -30,18 +48,32 @@ struct Cli {
     #[arg(long, value_name = "LEVEL", value_parser = level())]
     log: Option<LevelFilter>,
 
-    /// The folder for the lock.
-    #[arg(long, value_name = "DIR", default_value = "/run/parapet")]
-    run_dir: PathBuf,
+    /// Goes on as this user once everything is open, with no privileges left.
+    ///
+    /// On a Xen host it must be able to open /dev/xen/evtchn, for the domains that are yet to come.
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
 
-    #[command(subcommand)]
-    command: Option<Command>,
+    /// Writes metrics for Prometheus to this file, for node_exporter's textfile collector.
+    #[arg(long, value_name = "FILE")]
+    metrics_file: Option<PathBuf>,
+
+    /// How often the metrics are written, in seconds.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 15,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    metrics_interval: u64,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   parapet-xenstored                 on a Xen host, before xen-init-dom0
   parapet-xenstored --log debug     says which domains come and go, too
+  parapet-xenstored status          what it was asked, and what each domain uses
+  parapet-xenstored --metrics-file /var/lib/prometheus/node-exporter/xenstored.prom
 
   export XENSTORED_PATH=/tmp/xenstored/socket                    anywhere:
   parapet-xenstored --no-domains --run-dir /tmp/xenstored &
@@ -56,6 +88,8 @@ one line that says what to do.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(name = "status")]
+    Show(Show),
     /// Prints the completions for a shell.
     #[command(hide = true)]
     Completions {
@@ -64,20 +98,57 @@ enum Command {
     },
 }
 
+/// Prints what the running daemon was asked, and what it holds for whom.
+#[derive(Debug, Args)]
+#[command(name = "status", after_help = STATUS_EXAMPLES)]
+struct Show {
+    /// Prints JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+
+    /// Prints metrics for Prometheus instead.
+    #[arg(long, conflicts_with = "json")]
+    metrics: bool,
+}
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  parapet-xenstored status
+  parapet-xenstored status --json | jq '.domains[] | select(.nodes > 500).domid'
+  parapet-xenstored status --metrics | grep transactions";
+
 /// Does what the command line says.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         None => {
-            start_log(cli.log);
+            start_log(cli.serve.log);
             serve::serve(&Settings {
                 run_dir: cli.run_dir,
-                no_domains: cli.no_domains,
+                no_domains: cli.serve.no_domains,
+                user: cli.serve.user,
+                metrics_file: cli.serve.metrics_file,
+                metrics_interval: Duration::from_secs(cli.serve.metrics_interval),
             })
         }
+        Some(Command::Show(args)) => show(&cli.run_dir, &args).map_err(Failure::Failed),
         Some(Command::Completions { shell }) => {
             completions::<Cli>(NAME, shell).map_err(Failure::Failed)
         }
     };
     exit(NAME, outcome)
+}
+
+fn show(run_dir: &Path, args: &Show) -> anyhow::Result<()> {
+    let status: Status = ask(run_dir, NAME)?;
+    let mut out = io::stdout().lock();
+    if args.json {
+        serde_json::to_writer(&mut out, &status)?;
+        writeln!(out)?;
+    } else if args.metrics {
+        out.write_all(metrics(&status).as_bytes())?;
+    } else {
+        write!(out, "{status}")?;
+    }
+    Ok(())
 }

@@ -1,10 +1,14 @@
 //! The daemon's life.
 
+use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use parapet::daemon::xenstored::{NAME, Status};
 use parapet::daemon::{
-    End, Failure, ListenError, Listening, Lock, LockError, ending, raise_open_files,
+    End, Failure, ListenError, Listening, Lock, LockError, MetricsFile, StatusSocket, Unprivileged,
+    UserError, ending, metrics, no_new_privileges, raise_open_files,
 };
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::seam::{Channel as _, Tasks};
@@ -17,13 +21,15 @@ use parapet_xenstore::server::files::Folder;
 use parapet_xenstore::server::socket;
 use parapet_xenstore::store::Store;
 
-use crate::cli::NAME;
 use crate::domains::{NoDomains, XenDomains};
 
 /// What the command line chose.
 pub(crate) struct Settings {
     pub(crate) run_dir: PathBuf,
     pub(crate) no_domains: bool,
+    pub(crate) user: Option<String>,
+    pub(crate) metrics_file: Option<PathBuf>,
+    pub(crate) metrics_interval: Duration,
 }
 
 /// Why the host is not ready.
@@ -41,6 +47,12 @@ pub(crate) enum NotReady {
     /// No socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// No place for the status socket.
+    #[error("the status socket cannot be made: {0}")]
+    Status(io::Error),
+    /// No such user, or one that cannot serve.
+    #[error(transparent)]
+    User(#[from] UserError),
 }
 
 impl From<xen::NotReady> for NotReady {
@@ -82,8 +94,25 @@ impl Host {
     }
 }
 
+/// What is opened for every domain that is introduced.
+const EVENT_CHANNELS: &str = "/dev/xen/evtchn";
+
 /// Serves until a signal comes.
 pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
+    // Before there are threads.
+    no_new_privileges();
+    let user = settings.user.as_deref().map(Unprivileged::named);
+    let user = user.transpose().map_err(NotReady::from)?;
+    // Before the kernel takes us up, which it does with one xenstored only.
+    if let Some(user) = &user {
+        let devices = [EVENT_CHANNELS];
+        let needed = if settings.no_domains {
+            &[][..]
+        } else {
+            &devices
+        };
+        user.is_ready(needed).map_err(NotReady::from)?;
+    }
     let (threads, host) = match settings.no_domains {
         true => (Threads::start(1).map_err(NotReady::from)?, None),
         false => {
@@ -124,12 +153,30 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
             xenstored
         }
     };
+    let status = {
+        let xenstored = xenstored.clone();
+        // It is gone only when this process is about to be.
+        move || Status::new(&block_on(xenstored.statistics()).unwrap_or_default())
+    };
+    let _socket =
+        StatusSocket::open(&settings.run_dir, NAME, status.clone()).map_err(NotReady::Status)?;
     let accept = listening
         .listener()
         .and_then(|listener| socket::accept(threads.clone(), listener, xenstored))
         .context("the socket cannot be used")
         .map_err(Failure::Failed)?;
     threads.spawn(accept);
+    if let Some(user) = &user {
+        user.become_it().map_err(NotReady::from)?;
+    }
+    // As the user, who is to write it later on, too.
+    let keep = |path: &PathBuf| {
+        MetricsFile::keep(path, settings.metrics_interval, move || metrics(&status()))
+    };
+    let _metrics = settings.metrics_file.as_ref().map(keep).transpose();
+    let _metrics = _metrics
+        .context("metrics cannot be kept")
+        .map_err(Failure::Failed)?;
     match on_xen {
         true => log::info!("serves the domains of this host, and {}", path.display()),
         false => log::info!("serves {}", path.display()),
