@@ -18,10 +18,11 @@ use alloc::task::Wake;
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::mem;
+use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
 
-use parapet_hypervisor::seam::{Access, Events, Grants, Guest};
+use parapet_hypervisor::seam::{Access, Clock, Events, Grants, Guest, Instant};
 use parapet_ring::Peer;
 use parapet_xen_sys::io::xs_wire::{RING_SIZE, RingError, ServerFeatures};
 use parapet_xen_sys::{DomId, Errno, GrantRef, Port};
@@ -105,6 +106,43 @@ pub trait Files: Send + Unpin + 'static {
     /// # Errors
     /// `EINVAL`; the reason is in the log.
     fn append(&mut self, file: &[u8], text: &[u8]) -> Result<(), Errno>;
+}
+
+/// A clock, and what it will ring for.
+struct Timer {
+    now: Box<dyn Fn() -> Instant + Send>,
+    sleep: Box<dyn Fn(Instant) -> Alarm + Send>,
+    set: Option<(Instant, Alarm)>,
+}
+
+type Alarm = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Timer {
+    fn new(clock: impl Clock + Clone + Send + 'static) -> Self {
+        let sleeper = clock.clone();
+        Timer {
+            now: Box::new(move || clock.now()),
+            sleep: Box::new(move |when| Box::pin(sleeper.sleep_until(when))),
+            set: None,
+        }
+    }
+
+    /// Waits until it is `when`, and not for what was waited for before.
+    fn poll_until(&mut self, when: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(when) = when else {
+            self.set = None;
+            return Poll::Pending;
+        };
+        let set = self.set.take().filter(|(set, _)| *set == when);
+        let (_, alarm) = self
+            .set
+            .insert(set.unwrap_or_else(|| (when, (self.sleep)(when))));
+        let rung = alarm.as_mut().poll(cx);
+        if rung.is_ready() {
+            self.set = None;
+        }
+        rung
+    }
 }
 
 /// A domain's connection, by its grant 1 and its `port`, for a xenstored in the domain `place`.
@@ -321,6 +359,7 @@ pub struct Daemon {
     server: Server,
     hub: Hub,
     commands: Arc<Mailbox<Command>>,
+    timer: Option<Timer>,
     /// Connections with something to send.
     unsent: Vec<ClientId>,
     /// Where bytes are read to.
@@ -335,8 +374,9 @@ impl Daemon {
         store: Store,
         exists: impl Fn(DomId) -> bool + Send + 'static,
     ) -> (Self, Handle) {
-        let exists = Box::new(exists);
-        Daemon::of(store, Told { guest, exists })
+        let (exists, clock) = (Box::new(exists), guest.clone());
+        let (daemon, handle) = Daemon::of(store, Told { guest, exists });
+        (daemon.with_clock(clock), handle)
     }
 
     /// A xenstored for these domains.
@@ -352,10 +392,18 @@ impl Daemon {
                 due: VecDeque::new(),
             },
             commands: commands.clone(),
+            timer: None,
             unsent: Vec::new(),
             bytes: [0; READ].into(),
         };
         (daemon, Handle(commands))
+    }
+
+    /// With a clock. Without one no time passes: no event is ever too old, and no guest waits for
+    /// the time that it made others lose.
+    pub fn with_clock(mut self, clock: impl Clock + Clone + Send + 'static) -> Self {
+        self.timer = Some(Timer::new(clock));
+        self
     }
 
     /// With files to write traces and reports to.
@@ -370,6 +418,22 @@ impl Daemon {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(timer) = &self.timer {
+            self.server.tick((timer.now)());
+            self.rouse_stirred();
+        }
+        self.serve_all(cx);
+        let due = self.server.due();
+        if let Some(timer) = &mut self.timer
+            && timer.poll_until(due, cx).is_ready()
+        {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// Obeys, and serves those who rang. Whatever is left to do wakes it again.
+    fn serve_all(&mut self, cx: &mut Context<'_>) {
         self.commands.register(cx.waker());
         self.hub.door.register(cx.waker());
         if self.server.tidy() {
@@ -390,11 +454,10 @@ impl Daemon {
             }
             self.send_all();
             if self.hub.due.is_empty() {
-                return Poll::Pending;
+                return;
             }
         }
         cx.waker().wake_by_ref();
-        Poll::Pending
     }
 
     fn obey(&mut self, command: Command) {

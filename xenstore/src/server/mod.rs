@@ -13,12 +13,13 @@
 //! [`Transport`](crate::transport::Transport)s; [`socket`] adds those that come by a unix socket.
 //!
 //! A client that sends faster than it reads is not served until it has read: its requests wait
-//! where they are. Events do not wait, so there is a bound on them, beyond which a guest loses
-//! some, as with C xenstored. Domain 0 and local clients must not lose any by what guests do: so
-//! who causes them is held instead (XSA-326). A guest owes the bytes of its events that these
-//! clients have not been sent yet, and while it owes too much, its own requests wait; others'
-//! do not. Only a local client that lets far more than that pile up loses its connection.
+//! where they are. So do those of a guest that has used up what it may have of others: see
+//! `account`. Only a local client that lets far too much pile up loses its connection.
+//!
+//! Time is told to the server ([`Server::tick`]), and it says when it wants to be told again
+//! ([`Server::due`]).
 
+mod account;
 mod control;
 pub mod daemon;
 #[cfg(feature = "std")]
@@ -33,14 +34,14 @@ mod tests;
 mod trace;
 
 use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::vec::Vec;
 use core::mem;
 
-use parapet_xen_sys::io::xs_wire::{Operation, RingError, ServerFeatures};
+use parapet_xen_sys::io::xs_wire::{MessageHeader, Operation, RingError, ServerFeatures};
 use parapet_xen_sys::{DomId, Errno, Port};
 
 use crate::store::{Caller, ClientId, Event, FEATURES, SpecialEvent, Store};
 use crate::wire::Decoder;
+use account::{Account, Agenda};
 use output::{Debt, Output};
 use statistics::Counters;
 pub use statistics::{Clients, DomainStatistics, Requests, Statistics, Transactions};
@@ -113,14 +114,14 @@ struct Connection {
     output: Output,
     /// Why it is served no more, if it is not.
     fault: Option<RingError>,
-    /// Bytes of events that it caused and privileged clients were not sent yet.
-    owed: usize,
+    /// What only a guest has.
+    account: Account,
 }
 
 impl Connection {
-    /// Whether its requests wait, for itself to read or for others to read what it caused.
+    /// Whether its requests wait.
     fn is_held(&self) -> bool {
-        self.output.len() >= ANSWERS_WAITING || self.owed >= EVENTS_OWED
+        self.output.len() >= ANSWERS_WAITING || self.account.held
     }
 }
 
@@ -137,6 +138,7 @@ pub struct Server {
     /// The introduced ones.
     domains: BTreeMap<DomId, Domain>,
     next_client: u64,
+    agenda: Agenda,
     /// Connections that got something to send, a fault, or leave to go on, by others' doing.
     stirred: BTreeSet<ClientId>,
     trace: Trace,
@@ -145,11 +147,6 @@ pub struct Server {
 
 /// Requests are not served while this many bytes wait to be read by their client.
 const ANSWERS_WAITING: usize = 64 << 10;
-/// A guest's requests are not served while this many bytes of events that it caused wait for
-/// privileged clients.
-const EVENTS_OWED: usize = 64 << 10;
-/// Bytes waiting for a guest beyond which it loses events.
-const DOMAIN_WAITING: usize = 512 << 10;
 /// Bytes waiting for a local client beyond which it is let go.
 const LOCAL_WAITING: usize = 16 << 20;
 /// Requests of one client that are served before others get their turn.
@@ -163,6 +160,7 @@ impl Server {
             connections: BTreeMap::new(),
             domains: BTreeMap::new(),
             next_client: 1,
+            agenda: Agenda::default(),
             stirred: BTreeSet::new(),
             trace: Trace::default(),
             counters: Counters::default(),
@@ -193,7 +191,7 @@ impl Server {
             input: Decoder::default(),
             output: Output::default(),
             fault: None,
-            owed: 0,
+            account: Account::default(),
         };
         self.connections.insert(client, connection);
         self.store.attach(client, caller);
@@ -221,6 +219,7 @@ impl Server {
             }
         }
         self.forgive(debts);
+        self.settle(client);
         self.stirred.insert(client);
         let line = format_args!("{client:?} is served no more: {why:?}");
         self.trace.line(Switch::Objects, line);
@@ -235,6 +234,7 @@ impl Server {
             connection.fault = None;
             let debts = connection.output.clear();
             self.forgive(debts);
+            self.settle(client);
         }
     }
 
@@ -314,6 +314,7 @@ impl Server {
         if let Some(connection) = self.connections.get_mut(&client) {
             let debts = connection.output.sent(len);
             self.forgive(debts);
+            self.settle(client);
         }
     }
 
@@ -405,55 +406,41 @@ impl Server {
 
     /// Queues the events that are due, by a request of `causer` or by nobody's.
     fn deliver(&mut self, causer: Option<ClientId>) {
-        let guest = causer.filter(|causer| {
-            let connection = self.connections.get(causer);
-            connection.is_some_and(|connection| !connection.peer.is_privileged())
-        });
+        let guest = causer.and_then(|causer| self.request_of_guest(causer));
         for event in self.store.take_events() {
             self.tell(&event, guest);
         }
     }
 
-    /// Queues an event. If its client is privileged, the guest that caused it owes that.
-    fn tell(&mut self, event: &Event, guest: Option<ClientId>) {
+    /// Queues an event. If its client is privileged, the guest's request that caused it is
+    /// outstanding until it is sent.
+    fn tell(&mut self, event: &Event, guest: Option<(ClientId, u64)>) {
+        let now = self.store.now();
         let Some(connection) = self.connections.get_mut(&event.client) else {
             return;
         };
-        let waiting = connection.output.len();
         let causer = match connection.peer {
-            Peer::Domain(DomId::ZERO) => guest,
-            Peer::Domain(_) if waiting > DOMAIN_WAITING => {
-                self.counters.events_lost += 1;
-                return;
+            Peer::Domain(domid) if domid != DomId::ZERO => {
+                let bytes = event.path().len() + event.token.len() + EVENT;
+                if !self.store.has_memory(domid, bytes) {
+                    self.counters.events_lost += 1;
+                    return;
+                }
+                None
             }
-            Peer::Domain(_) => None,
-            Peer::Local if waiting > LOCAL_WAITING => {
+            Peer::Local if connection.output.len() > LOCAL_WAITING => {
                 log::warn!("a local client does not read its events");
                 return self.fail(event.client, RingError::Comm);
             }
-            Peer::Local => guest,
+            _ => guest,
         };
-        let debt = connection.output.event(event.path(), &event.token, causer);
+        let output = &mut connection.output;
+        let debt = output.event(event.path(), &event.token, now, causer);
         self.stirred.insert(event.client);
-        if let Some(Debt { causer, bytes }) = debt
-            && let Some(connection) = self.connections.get_mut(&causer)
-        {
-            connection.owed += bytes;
-        }
-    }
-
-    /// Debts have ended. Who is held no more by that is stirred.
-    fn forgive(&mut self, debts: Vec<Debt>) {
-        for Debt { causer, bytes } in debts {
-            // It may be gone.
-            let Some(connection) = self.connections.get_mut(&causer) else {
-                continue;
-            };
-            let held = connection.owed >= EVENTS_OWED;
-            connection.owed = connection.owed.saturating_sub(bytes);
-            if held && connection.owed < EVENTS_OWED {
-                self.stirred.insert(causer);
-            }
+        self.settle(event.client);
+        self.remind(event.client);
+        if let Some(debt) = debt {
+            self.owe(debt);
         }
     }
 
@@ -465,12 +452,26 @@ impl Server {
         tx_id: u32,
         payload: &[u8],
     ) {
+        let debt = self.request_of_guest(client).map(|(causer, request)| Debt {
+            causer,
+            request,
+            bytes: 0,
+        });
         if let Some(connection) = self.connections.get_mut(&client) {
             let output = &mut connection.output;
-            if output.answer(operation, req_id, tx_id, payload).is_err() {
-                let too_big = output.answer(Operation::Error, req_id, tx_id, b"E2BIG\0");
+            if output
+                .answer(operation, req_id, tx_id, payload, debt)
+                .is_err()
+            {
+                let too_big = output.answer(Operation::Error, req_id, tx_id, b"E2BIG\0", debt);
                 debug_assert!(too_big.is_ok(), "a short payload fits");
             }
         }
+        if let Some(debt) = debt {
+            self.owe(debt);
+        }
     }
 }
+
+/// The bytes of an event besides its path and token.
+const EVENT: usize = size_of::<MessageHeader>() + 2;

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::mem;
 
+use parapet_hypervisor::seam::Instant;
 use parapet_xen_sys::io::xs_wire::Operation;
 
 use crate::store::ClientId;
@@ -21,21 +22,33 @@ pub(super) struct Output {
     /// How many bytes were ever queued before `bytes`.
     base: u64,
     waiting: BTreeSet<Arc<[u8]>>,
-    /// All events that wait, in order.
+    /// All events that wait, and the answers for which somebody has a debt, in order.
     order: VecDeque<Waiting>,
 }
 
 struct Waiting {
     /// Where its message begins, counted in all bytes ever.
     start: u64,
-    event: Arc<[u8]>,
+    /// None for an answer.
+    event: Option<Event>,
     debt: Option<Debt>,
 }
 
-/// Bytes that wait here because of another client's request.
+struct Event {
+    payload: Arc<[u8]>,
+    /// The bytes of its message.
+    len: usize,
+    /// When it was queued.
+    since: Instant,
+}
+
+/// Something that waits here because of a guest's request, which is outstanding until it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Debt {
     pub(super) causer: ClientId,
+    /// Its number among those of the causer.
+    pub(super) request: u64,
+    /// The bytes of an event that waits at another client. An answer is its client's own.
     pub(super) bytes: usize,
 }
 
@@ -61,7 +74,9 @@ impl Output {
         let sent = self.base + self.sent as u64;
         let mut ended = Vec::new();
         while let Some(Waiting { event, debt, .. }) = self.order.pop_front_if(|e| e.start < sent) {
-            self.waiting.remove(&event);
+            if let Some(event) = event {
+                self.waiting.remove(&event.payload);
+            }
             ended.extend(debt);
         }
         // What is left to move is less than what was gained, or the buffer is empty.
@@ -79,19 +94,27 @@ impl Output {
         req_id: u32,
         tx_id: u32,
         payload: &[u8],
+        debt: Option<Debt>,
     ) -> Result<(), TooLong> {
-        encode(&mut self.bytes, operation, req_id, tx_id, &[payload])
+        let start = self.base + self.bytes.len() as u64;
+        encode(&mut self.bytes, operation, req_id, tx_id, &[payload])?;
+        if debt.is_some() {
+            let event = None;
+            self.order.push_back(Waiting { start, event, debt });
+        }
+        Ok(())
     }
 
     /// Queues an event, unless the same waits already or it is longer than a message may be.
     /// xenstored's own events are never left out: each is for another domain.
     ///
-    /// If there is a `causer` to charge, its debt is returned.
+    /// If there is a request of a guest's to charge, its debt is returned.
     pub(super) fn event(
         &mut self,
         path: &str,
         token: &[u8],
-        causer: Option<ClientId>,
+        since: Instant,
+        causer: Option<(ClientId, u64)>,
     ) -> Option<Debt> {
         let payload = [path.as_bytes(), b"\0", token, b"\0"].concat();
         let payload: Arc<[u8]> = payload.into();
@@ -104,14 +127,52 @@ impl Output {
         if unique {
             self.waiting.insert(payload.clone());
         }
-        let bytes = self.bytes.len() - before;
-        let debt = causer.map(|causer| Debt { causer, bytes });
+        let len = self.bytes.len() - before;
+        let debt = causer.map(|(causer, request)| Debt {
+            causer,
+            request,
+            bytes: len,
+        });
         self.order.push_back(Waiting {
             start: self.base + before as u64,
-            event: payload,
+            event: Some(Event {
+                payload,
+                len,
+                since,
+            }),
             debt,
         });
         debt
+    }
+
+    /// Since when the oldest event waits of which nothing is sent.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        let mut events = self.order.iter().filter_map(|it| it.event.as_ref());
+        events.next().map(|event| event.since)
+    }
+
+    /// Drops the events of which nothing is sent and that are `old`: how many those were, and the
+    /// debts that end with that.
+    pub(super) fn expire(&mut self, old: impl Fn(Instant) -> bool) -> (u64, Vec<Debt>) {
+        let (mut kept, mut ended) = (Vec::new(), Vec::new());
+        let before = self.order.len();
+        let (mut done, mut cut) = (0, 0);
+        self.order.retain_mut(|it| {
+            let Some(event) = it.event.as_ref().filter(|event| old(event.since)) else {
+                it.start -= cut;
+                return true;
+            };
+            let start = usize::try_from(it.start - self.base).unwrap_or(usize::MAX);
+            kept.extend_from_slice(self.bytes.get(done..start).unwrap_or(&[]));
+            done = start.saturating_add(event.len);
+            cut += event.len as u64;
+            self.waiting.remove(&event.payload);
+            ended.extend(it.debt);
+            false
+        });
+        kept.extend_from_slice(self.bytes.get(done..).unwrap_or(&[]));
+        self.bytes = kept;
+        ((before - self.order.len()) as u64, ended)
     }
 
     /// Forgets all that waits. The debts that end with that.
@@ -126,6 +187,8 @@ mod tests {
     use super::*;
     use crate::wire::Decoder;
 
+    const NOW: Instant = Instant::from_nanos(0);
+
     fn events(bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut decoder = Decoder::default();
         decoder.push(bytes);
@@ -138,38 +201,41 @@ mod tests {
     fn an_event_that_waits_is_not_queued_again_until_it_is_sent() {
         let mut output = Output::default();
         for _ in 0..3 {
-            output.event("/a", b"t", None);
-            output.event("/b", b"t", None);
+            output.event("/a", b"t", NOW, None);
+            output.event("/b", b"t", NOW, None);
         }
         assert_eq!(events(output.bytes()), [b"/a\0t\0", b"/b\0t\0"]);
         output.sent(1);
-        output.event("/a", b"t", None);
-        output.event("/b", b"t", None);
+        output.event("/a", b"t", NOW, None);
+        output.event("/b", b"t", NOW, None);
         assert_eq!(output.len(), 3 * 21 - 1);
         output.sent(output.len());
-        output.event("/b", b"t", None);
+        output.event("/b", b"t", NOW, None);
         assert_eq!(events(output.bytes()), [b"/b\0t\0"]);
     }
 
     #[test]
     fn every_special_event_is_told() {
         let mut output = Output::default();
-        output.event("@releaseDomain", b"t", None);
-        output.event("@releaseDomain", b"t", None);
+        output.event("@releaseDomain", b"t", NOW, None);
+        output.event("@releaseDomain", b"t", NOW, None);
         assert_eq!(events(output.bytes()).len(), 2);
     }
 
     #[test]
     fn an_event_too_long_for_a_message_is_left_out() {
         let mut output = Output::default();
-        assert_eq!(output.event("/a", &[b'x'; 4096], Some(ClientId(1))), None);
+        assert_eq!(
+            output.event("/a", &[b'x'; 4096], NOW, Some((ClientId(1), 1))),
+            None
+        );
         assert_eq!(output.len(), 0);
     }
 
     #[test]
     fn a_debt_ends_once_its_event_begins_to_go_or_all_is_forgotten() {
         let mut output = Output::default();
-        let mut cause = |path, causer| output.event(path, b"t", Some(ClientId(causer)));
+        let mut cause = |path, causer| output.event(path, b"t", NOW, Some((ClientId(causer), 1)));
         let first = cause("/a", 1).unwrap();
         assert_eq!((first.causer, first.bytes), (ClientId(1), 21));
         assert_eq!(cause("/a", 2), None, "it waits already, at another's cost");
@@ -180,5 +246,37 @@ mod tests {
         assert_eq!(output.sent(second.bytes), [second]);
         assert_eq!(output.clear(), [third]);
         assert_eq!((output.len(), output.clear()), (0, Vec::new()));
+    }
+
+    #[test]
+    fn events_too_old_are_dropped_and_what_was_begun_is_not() {
+        let mut output = Output::default();
+        let at = Instant::from_nanos;
+        let (causer, request, bytes) = (ClientId(1), 7, 0);
+        let answer = Some(Debt {
+            causer,
+            request,
+            bytes,
+        });
+        output.event("/begun", b"t", at(1), None);
+        let old = output.event("/old", b"t", at(1), Some((causer, 3)));
+        output.answer(Operation::Read, 9, 0, b"x", answer).unwrap();
+        output.event("@old", b"t", at(2), None);
+        output.event("/new", b"t", at(3), None);
+        output.sent(1);
+        assert_eq!(output.oldest(), Some(at(1)));
+        assert_eq!(
+            output.expire(|since| since < at(3)),
+            (2, Vec::from_iter(old))
+        );
+        assert_eq!(output.oldest(), Some(at(3)));
+        let mut whole = Vec::new();
+        encode(&mut whole, Operation::WatchEvent, 0, 0, &[b"/begun\0t\0"]).unwrap();
+        encode(&mut whole, Operation::Read, 9, 0, &[b"x"]).unwrap();
+        encode(&mut whole, Operation::WatchEvent, 0, 0, &[b"/new\0t\0"]).unwrap();
+        assert_eq!(output.bytes(), &whole[1..]);
+        assert_eq!(output.sent(whole.len() - 25), Vec::from_iter(answer));
+        output.event("/old", b"t", at(4), None);
+        assert!(output.bytes().ends_with(b"/old\0t\0"));
     }
 }

@@ -53,6 +53,7 @@ impl Server {
     /// xenstored has it: once a client has its answer, the events are on their way.
     pub(super) fn handle(&mut self, client: ClientId, message: &Message, world: &mut impl World) {
         let &Message { req_id, tx_id, .. } = message;
+        self.take_in(client);
         let result = self.request(client, message, world);
         self.deliver(Some(client));
         let error = result.as_ref().err().copied();
@@ -73,6 +74,8 @@ impl Server {
             }
             (Ok(_), Err(_)) => {}
         }
+        self.settle(client);
+        self.look_after_held();
     }
 
     fn trace_message(&mut self, client: ClientId, message: &Message, error: Option<&Errno>) {
@@ -189,7 +192,9 @@ impl Server {
             Request::TransactionStart if tx != TransactionId::NONE => Err(Errno::EBUSY),
             Request::TransactionStart => store.begin(client).map(|id| text(id.0)),
             Request::TransactionEnd { commit } => {
-                store.end(client, tx, commit)?;
+                let ended = store.end(client, tx, commit);
+                self.charge_blamed(client);
+                ended?;
                 self.counters.committed += u64::from(commit);
                 Ok(DONE)
             }
@@ -262,6 +267,10 @@ impl Server {
                 }
                 let quotas = self.store.quotas_mut(domid).ok_or(Errno::ENOENT)?;
                 quotas[limit] = value;
+                let domain = domid.and_then(|domid| self.domains.get(&domid));
+                if let Some(client) = domain.map(|domain| domain.client) {
+                    self.settle(client);
+                }
                 Ok(DONE)
             }
         }

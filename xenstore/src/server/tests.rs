@@ -10,6 +10,7 @@ use parapet_hypervisor::seam::{Channel, Tasks};
 use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
+use super::account::EVENTS_OWED;
 use super::*;
 use crate::Permission;
 use crate::client::Client;
@@ -19,6 +20,11 @@ use crate::store::Quota;
 use crate::testing::Place;
 use crate::transport::{Broken, Pipe, Transport};
 use crate::wire::{self, Message, Request};
+
+mod held;
+mod quotas;
+
+use quotas::set_quota;
 
 /// Domains 1 to 9 run, unless it says otherwise here; what is asked of it is noted.
 #[derive(Default)]
@@ -223,230 +229,6 @@ fn a_guest_may_not_do_what_is_domain_0s() {
             "{request:?}"
         );
     }
-}
-
-fn set_quota(domid: Option<DomId>, name: &[u8], value: u32) -> Request<'_> {
-    Request::SetQuota { domid, name, value }
-}
-
-fn get_quota(domid: Option<DomId>, name: &[u8]) -> Request<'_> {
-    Request::GetQuota { domid, name }
-}
-
-#[test]
-fn features_are_chosen_before_a_domain_is_introduced_and_for_no_later_one() {
-    let mut bench = Bench::new();
-    let (local, six) = (bench.local, DomId(6));
-    let ask = |bench: &mut Bench, request: &Request<'_>| {
-        let answer = bench.ask(local, 0, request);
-        answer.map(|payload| String::from_utf8(payload).unwrap())
-    };
-    let choose = |domid, features| Request::SetFeature {
-        domid,
-        features: ServerFeatures::from_bits_retain(features),
-    };
-    let all = Ok(String::from("15\0"));
-    let own = bench.ask(bench.guest, 0, &Request::GetFeature(None));
-    assert_eq!(own, Ok(b"15\0".to_vec()));
-    assert_eq!(ask(&mut bench, &Request::GetFeature(None)), all);
-    assert_eq!(ask(&mut bench, &Request::GetFeature(Some(six))), all);
-    for (request, error) in [
-        (Request::GetFeature(Some(DomId(99))), Errno::ENOENT),
-        (choose(DomId(99), 2), Errno::ENOENT),
-        (choose(DOMAIN, 2), Errno::EBUSY),
-        (choose(six, 16), Errno::EINVAL),
-    ] {
-        assert_eq!(ask(&mut bench, &request), Err(error), "{request:?}");
-    }
-
-    ask(&mut bench, &choose(six, 2)).unwrap();
-    let world = &mut bench.world;
-    let guest = bench.server.introduce(six, Port(1), world).unwrap();
-    assert_eq!(
-        bench.world.0.last().unwrap(),
-        &alloc::format!("connect {} 6 1 2", guest.0)
-    );
-    let own = bench.ask(guest, 0, &Request::GetFeature(None));
-    assert_eq!(own, Ok(b"2\0".to_vec()));
-    let (path, token, depth) = (b"/".as_slice(), b"t".as_slice(), Some(1));
-    let deep = Request::Watch { path, token, depth };
-    assert_eq!(bench.ask(guest, 0, &deep), Err(Errno::EINVAL));
-    bench.ask(bench.guest, 0, &deep).unwrap();
-
-    bench.server.release(six, &mut bench.world);
-    assert_eq!(ask(&mut bench, &Request::GetFeature(Some(six))), all);
-}
-
-#[test]
-fn an_entry_for_any_domain_counts_where_that_is_a_feature() {
-    let mut bench = Bench::new();
-    let features = ServerFeatures::ERROR;
-    let domid = DomId(6);
-    let choose = Request::SetFeature { domid, features };
-    bench.ask(bench.local, 0, &choose).unwrap();
-    let world = &mut bench.world;
-    let guest = bench.server.introduce(domid, Port(1), world).unwrap();
-    let permissions = vec![Permission::none(domid), Permission::read(DomId::ANY)];
-    let path = b"/n".as_slice();
-    let set = Request::SetPerms { path, permissions };
-    bench.ask(bench.local, 0, &Request::Mkdir(path)).unwrap();
-    bench.ask(bench.local, 0, &set).unwrap();
-    bench.ask(bench.guest, 0, &Request::Read(path)).unwrap();
-    bench.ask(guest, 0, &set).unwrap();
-    let read = bench.ask(bench.guest, 0, &Request::Read(path));
-    assert_eq!(read, Err(Errno::EACCES));
-}
-
-#[test]
-fn quotas_are_those_of_the_domain_and_else_the_ones_set_for_all_when_it_was_first_heard_of() {
-    let mut bench = Bench::new();
-    let (local, five, six) = (bench.local, Some(DOMAIN), Some(DomId(6)));
-    let mut ask = |request: &Request<'_>| {
-        let answer = bench.ask(local, 0, request);
-        answer.map(|payload| String::from_utf8(payload).unwrap())
-    };
-    let names = "nodes watches outstanding memory soft-memory transactions transaction-nodes \
-                 node-permissions path-max node-size\0";
-    assert_eq!(ask(&Request::ListQuotas).unwrap(), names);
-    ask(&set_quota(None, b"nodes", 20)).unwrap();
-    ask(&set_quota(five, b"watches", 0)).unwrap();
-    for (domid, name, value) in [
-        (None, "nodes", "20\0"),
-        (five, "nodes", "1000\0"),
-        (six, "nodes", "20\0"),
-        (five, "watches", "0\0"),
-        (None, "permissions", "5\0"),
-        (None, "soft-memory", "2097152\0"),
-    ] {
-        let got = ask(&get_quota(domid, name.as_bytes()));
-        assert_eq!(got.unwrap(), value, "{domid:?} {name}");
-    }
-    for (request, error) in [
-        (get_quota(Some(DomId(99)), b"nodes"), Errno::ENOENT),
-        (set_quota(Some(DomId(99)), b"nodes", 1), Errno::ENOENT),
-        (get_quota(None, b"soft-nodes"), Errno::EINVAL),
-        (set_quota(None, b"what", 1), Errno::EINVAL),
-        (set_quota(five, b"nodes", u32::MAX), Errno::EINVAL),
-    ] {
-        assert_eq!(ask(&request), Err(error), "{request:?}");
-    }
-
-    ask(&set_quota(five, b"nodes", 2)).unwrap();
-    bench.ask(bench.guest, 0, &write(b"a", b"")).unwrap();
-    let full = bench.ask(bench.guest, 0, &write(b"b", b""));
-    assert_eq!(full, Err(Errno::ENOSPC));
-    bench.server.release(DOMAIN, &mut bench.world);
-    let again = bench.ask(local, 0, &get_quota(five, b"nodes"));
-    assert_eq!(again, Ok(b"20\0".to_vec()));
-}
-
-impl Bench {
-    /// `command|argument|...` by CONTROL: what is answered, as text.
-    fn control(&mut self, line: &str) -> Result<String, Errno> {
-        let mut words = line.split('|').map(str::as_bytes);
-        let command = words.next().unwrap();
-        let arguments = words.collect();
-        let request = Request::Control { command, arguments };
-        let answer = self.ask(self.local, 0, &request)?;
-        Ok(String::from_utf8(answer).unwrap())
-    }
-}
-
-#[test]
-fn control_answers_as_c_xenstored_does() {
-    let mut bench = Bench::new();
-    let help = bench.control("help").unwrap();
-    assert!(
-        help.starts_with("check           \nlog             [on|off"),
-        "{help}"
-    );
-    assert!(help.ends_with("help            \n\0"), "{help}");
-    for line in [
-        "check|x",
-        "log|x",
-        "log|+x",
-        "log|on|x",
-        "logfile",
-        "memreport",
-        "memreport|a|b",
-        "print",
-        "print|a|b",
-        "quota|set|nodes",
-        "quota|set|nodes|0",
-        "quota|set|what|1",
-        "quota|set|soft-memory|5",
-        "quota|max|x",
-        "quota|5|x",
-        "quota-soft|set|nodes|5",
-        "quota-soft|5",
-        "help|x",
-        "what",
-        "",
-    ] {
-        assert_eq!(bench.control(line), Err(Errno::EINVAL), "{line}");
-    }
-    assert_eq!(bench.control("quota|99"), Err(Errno::ENOENT));
-    for line in ["check", "print|hello", "log|on", "log|-io", "log|off"] {
-        assert_eq!(bench.control(line).unwrap(), "OK\0", "{line}");
-    }
-    let log = "Log switch settings:\nobj     : on\nio      : off\nwrl     : off\nacc     : off\n\0";
-    assert_eq!(bench.control("log").unwrap(), log);
-
-    bench.control("quota|set|nodes|50").unwrap();
-    bench.control("quota-soft|set|memory|5000").unwrap();
-    let quotas = bench.control("quota").unwrap();
-    assert!(quotas.starts_with("Quota settings:\nnodes            :       50 Nodes per domain\n"));
-    let soft = "Quota settings:\nmemory           :     5000 Total Xenstore memory per domain\n\0";
-    assert_eq!(bench.control("quota-soft").unwrap(), soft);
-
-    for at in ["x", "y"] {
-        bench.ask(bench.guest, 0, &watch(at.as_bytes())).unwrap();
-        bench.received(bench.guest);
-    }
-    let (path, token) = (b"x", b"t");
-    let unwatch = Request::Unwatch { path, token };
-    bench.ask(bench.guest, 0, &unwatch).unwrap();
-    let used = bench.control("quota|5").unwrap();
-    let watches = "watches          :        1 (max        2)\n";
-    assert!(
-        used.starts_with("Domain 5:\nnodes            :        1 (max        1)\n"),
-        "{used}"
-    );
-    assert!(used.contains(watches), "{used}");
-    let most = bench.control("quota|max").unwrap();
-    assert!(most.contains("watches          :        2\n"), "{most}");
-    let most = bench.control("quota|max|-r").unwrap();
-    assert!(most.contains("watches          :        0\n"), "{most}");
-}
-
-#[test]
-fn what_is_traced_goes_to_the_file_that_was_named() {
-    let mut bench = Bench::new();
-    bench.control("logfile|/trace").unwrap();
-    bench
-        .ask(bench.guest, 0, &Request::Read(b"nothing"))
-        .unwrap_err();
-    bench.control("log|off").unwrap();
-    bench
-        .ask(bench.guest, 0, &Request::Read(b"more"))
-        .unwrap_err();
-    bench.control("memreport").unwrap();
-    let written: Vec<_> = bench
-        .world
-        .0
-        .iter()
-        .filter(|it| it.starts_with("/trace: "))
-        .collect();
-    let [.., traced, report] = &written[..] else {
-        panic!("{written:?}")
-    };
-    assert!(
-        traced.contains("Read tx 0 nothing") && traced.contains("ENOENT"),
-        "{traced}"
-    );
-    assert!(!written.iter().any(|it| it.contains("more")), "{written:?}");
-    let line = "\n     5            1            0            0            0           39\n";
-    assert!(report.contains(line), "{report}");
 }
 
 #[test]
@@ -686,8 +468,10 @@ fn a_client_that_does_not_read_is_not_served_and_stays_bounded() {
 }
 
 #[test]
-fn events_for_a_guest_that_does_not_read_are_bounded() {
+fn events_for_a_guest_that_does_not_read_are_bounded_by_its_memory() {
     let mut bench = Bench::new();
+    let quota = set_quota(Some(DOMAIN), b"memory", 512 << 10);
+    bench.ask(bench.local, 0, &quota).unwrap();
     bench
         .ask(bench.guest, 0, &watch(b"/local/domain/5"))
         .unwrap();
@@ -701,7 +485,7 @@ fn events_for_a_guest_that_does_not_read_are_bounded() {
             .ask(bench.local, 0, &Request::Rm(path.as_bytes()))
             .unwrap();
     }
-    assert!(bench.server.output(bench.guest).len() <= DOMAIN_WAITING + 4112);
+    assert!(bench.server.output(bench.guest).len() <= 512 << 10);
     assert!(bench.server.statistics().events_lost > 0);
 }
 
@@ -1021,6 +805,7 @@ proptest! {
         garbage in proptest::collection::vec(any::<u8>(), 0..60),
     ) {
         let mut bench = Bench::new();
+        let mut answered = 0;
         for (operation, tx_id, payload) in &requests {
             let header = parapet_xen_sys::io::xs_wire::MessageHeader {
                 operation: *operation,
@@ -1029,8 +814,8 @@ proptest! {
                 len: payload.len() as u32,
             };
             bench.send(bench.guest, &[header.as_bytes(), payload].concat());
+            answered += bench.received(bench.guest).iter().filter(|m| m.req_id == 9).count();
         }
-        let answered = bench.received(bench.guest).iter().filter(|m| m.req_id == 9).count();
         prop_assert_eq!(answered, requests.len());
         bench.send(bench.guest, &garbage);
         bench.received(bench.guest);

@@ -26,6 +26,7 @@
 
 #[cfg(test)]
 mod accounts;
+mod authors;
 mod children;
 mod domains;
 mod ground;
@@ -47,7 +48,9 @@ mod workspace;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::time::Duration;
 
+use parapet_hypervisor::seam::Instant;
 use parapet_xen_sys::io::xs_wire::ServerFeatures;
 use parapet_xen_sys::{DomId, Errno};
 
@@ -58,6 +61,7 @@ pub use permissions::{Caller, Permissions};
 pub use quota::{Level, Limit, Quota, Quotas, Usage};
 pub use watches::Event;
 
+use authors::Authors;
 use domains::Domains;
 use ground::{Books, Ground, Owned};
 use named::Named;
@@ -111,6 +115,20 @@ pub struct Store {
     clients: BTreeMap<ClientId, Client>,
     watches: Watches,
     events: Vec<Event>,
+    now: Instant,
+    authors: Authors,
+    /// Whose changes made the last commit that failed fail, and for how long its transaction had
+    /// been open.
+    blamed: Option<Blamed>,
+}
+
+/// The guests whose changes made a transaction fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blamed {
+    /// Who they are.
+    pub guests: Vec<DomId>,
+    /// For how long the transaction had been open.
+    pub lost: Duration,
 }
 
 impl Default for Store {
@@ -140,7 +158,20 @@ impl Store {
             clients: BTreeMap::new(),
             watches: Watches::default(),
             events: Vec::new(),
+            now: Instant::default(),
+            authors: Authors::default(),
+            blamed: None,
         }
+    }
+
+    /// It is so late: time is for those to tell who have a clock.
+    pub fn set_now(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    /// What [`Store::set_now`] was told.
+    pub fn now(&self) -> Instant {
+        self.now
     }
 
     /// Takes the events that are due, in order.
@@ -195,6 +226,7 @@ impl Store {
         self.domains.account(domid, Quota::Transactions, -1);
         self.domains.account(domid, Quota::Memory, -bytes);
         transaction.retire(&mut self.remains, self.generation);
+        self.authors.ended();
     }
 
     /// On whose behalf the client acts.
@@ -297,6 +329,16 @@ impl Store {
             used[Quota::Memory] += bytes.sum::<usize>() + counted.sum::<usize>();
         }
         used
+    }
+
+    /// Adds to (or takes from) what a domain uses beside what is in the store.
+    pub(crate) fn account(&mut self, domid: DomId, quota: Quota, change: isize) {
+        self.domains.account(domid, quota, change);
+    }
+
+    /// Whether so many bytes more leave a domain below its quota on memory.
+    pub(crate) fn has_memory(&self, domid: DomId, bytes: usize) -> bool {
+        self.domains.has_memory(domid, bytes)
     }
 
     /// Lets [`Store::most`] begin with what is used now.
@@ -483,8 +525,9 @@ impl Store {
                 break id;
             }
         };
-        let transaction = Transaction::new(&self.tree, self.generation);
+        let transaction = Transaction::new(&self.tree, self.generation, self.now);
         known.transactions.insert(id, transaction);
+        self.authors.begun();
         self.domains.account(domid, Quota::Transactions, 1);
         Ok(id)
     }
@@ -531,9 +574,21 @@ impl Store {
             }
         }
         let now = self.generation + 1;
-        let changes = transaction.commit(self.live(now))?;
+        let changes = transaction.commit(self.live(now)).inspect_err(|_| {
+            let changes = transaction.disturbances(&self.tree);
+            self.blamed = Some(Blamed {
+                guests: self.authors.blame(changes, caller.domid),
+                lost: self.now.since(transaction.since),
+            });
+        })?;
         self.generation = now;
+        self.authors.note(now, &caller);
         Ok(changes)
+    }
+
+    /// Takes those to blame for it, if the last commit failed because of others' changes.
+    pub fn take_blamed(&mut self) -> Option<Blamed> {
+        self.blamed.take()
     }
 
     // ---- watches
@@ -661,7 +716,10 @@ impl Store {
         change: impl FnOnce(&mut Workspace<'_, '_>) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let mut log = Log::default();
-        change(&mut self.enter(client, tx, &mut log)?)?;
+        let mut workspace = self.enter(client, tx, &mut log)?;
+        let caller = workspace.caller;
+        change(&mut workspace)?;
+        self.authors.note(self.generation, &caller);
         self.done(log);
         Ok(())
     }

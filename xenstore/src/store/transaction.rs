@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::mem;
 
+use parapet_hypervisor::seam::Instant;
 use parapet_xen_sys::Errno;
 
 use super::domains::Domains;
@@ -122,14 +123,17 @@ pub(super) struct Transaction {
     pub(super) growth: Growth,
     /// The generation in which it began.
     began: u64,
+    /// The time at which it began.
+    pub(super) since: Instant,
     /// The bytes that were counted for who began it.
     pub(super) counted: usize,
 }
 
 impl Transaction {
-    pub(super) fn new(live: &Tree, began: u64) -> Self {
+    pub(super) fn new(live: &Tree, began: u64, since: Instant) -> Self {
         Transaction {
             began,
+            since,
             growth: Growth::default(),
             counted: 0,
             base: live.clone(),
@@ -156,20 +160,35 @@ impl Transaction {
     /// It is asked node by node, and a node's content and its list of children apart: so two
     /// transactions that add children to one directory do not disturb each other.
     fn holds(&self, live: &Tree, domains: &Domains) -> bool {
-        self.log.touched.iter().flatten().all(|(path, touch)| {
-            let same = match (self.base.get(path), live.get(path)) {
-                (None, None) => true,
+        let touched = self.log.touched.iter().flatten();
+        self.disturbances(live).next().is_none()
+            && touched
+                .filter(|(_, touch)| touch.modified)
+                .all(|(path, _)| self.owner_lives(path, domains))
+    }
+
+    /// The generations of the changes in `live` that it does not agree with.
+    pub(super) fn disturbances(&self, live: &Tree) -> impl Iterator<Item = u64> {
+        let touched = self.log.touched.iter().flatten();
+        touched.filter_map(
+            move |(path, touch)| match (self.base.get(path), live.get(path)) {
+                (None, None) => None,
+                (None, Some(live)) => Some(live.content_generation()),
+                // Whoever removed it changed the list of which it, or a node above it, was part.
+                (Some(_), None) => Some(live.nearest(path).node.list_generation()),
+                (Some(base), Some(live)) if Arc::ptr_eq(base, live) => None,
+                (Some(base), Some(live)) if touch.subtree => Some(difference(base, live)),
                 (Some(base), Some(live)) => {
-                    Arc::ptr_eq(base, live)
-                        || !touch.subtree
-                            && (!touch.content
-                                || base.content_generation() == live.content_generation())
-                            && (!touch.list || base.list_generation() == live.list_generation())
+                    let content = live.content_generation();
+                    let list = live.list_generation();
+                    if touch.content && base.content_generation() != content {
+                        Some(content)
+                    } else {
+                        (touch.list && base.list_generation() != list).then_some(list)
+                    }
                 }
-                _ => false,
-            };
-            same && (!touch.modified || self.owner_lives(path, domains))
-        })
+            },
+        )
     }
 
     /// Whether the owner that the transaction gave a node is still the domain that was meant.
@@ -217,6 +236,24 @@ impl Transaction {
             change.gone = node.filter(|_| removed).cloned();
         }
         changes
+    }
+}
+
+/// The generation of a change by which `live` differs from `base`, at or below it.
+fn difference(base: &Arc<Node>, live: &Arc<Node>) -> u64 {
+    let (mut base, mut live) = (base, live);
+    loop {
+        if base.content_generation() != live.content_generation() {
+            return live.content_generation();
+        }
+        let below = live.children().find_map(|(name, live)| {
+            let base = base.child(name)?;
+            (!Arc::ptr_eq(base, live)).then_some((base, live))
+        });
+        match below {
+            Some(pair) if base.list_generation() == live.list_generation() => (base, live) = pair,
+            _ => return live.list_generation(),
+        }
     }
 }
 

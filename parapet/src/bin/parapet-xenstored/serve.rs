@@ -126,9 +126,11 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     let listening = Listening::open(&path).map_err(NotReady::from)?;
 
     let (ending, work) = ending()?;
+    let clock = threads.clone();
     let run = |daemon: Daemon| {
         threads.spawn(async move {
-            daemon.with_files(Folder::default()).run().await;
+            let daemon = daemon.with_clock(clock).with_files(Folder::default());
+            daemon.run().await;
             work.done(());
         });
     };
