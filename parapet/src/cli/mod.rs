@@ -18,9 +18,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use log::LevelFilter;
+use parapet::daemon::{completions, manual};
 
 /// Boots guests with paravirtual devices in one process, without Xen and without root.
 #[derive(Debug, Parser)]
@@ -52,6 +53,7 @@ enum Command {
     Blk(Blk),
     Xenstore(xenstore::Xenstore),
     Completions(Completions),
+    Man(Man),
 }
 
 /// Boots a host, its domain 0 with xenstore and backends, and guests; waits for them, and prints
@@ -161,6 +163,18 @@ Examples:
   parapet completions bash > ~/.local/share/bash-completion/completions/parapet
   parapet completions fish > ~/.config/fish/completions/parapet.fish";
 
+/// Writes the manual pages into a folder.
+#[derive(Debug, Args)]
+#[command(after_help = MAN_EXAMPLES)]
+struct Man {
+    /// The folder, which is made if need be.
+    folder: PathBuf,
+}
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  parapet man /usr/local/share/man/man1 && man parapet-xenstore-ls";
+
 /// Does what the command line says.
 pub(crate) fn main() -> ExitCode {
     let args = xenstore::by_name(std::env::args_os().collect());
@@ -174,7 +188,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Blk(Blk::Sum(args)) => sum::sum(&args),
         Command::Blk(Blk::Copy(args)) => copy::copy(&args),
         Command::Xenstore(args) => xenstore::xenstore(&args),
-        Command::Completions(Completions { shell }) => completions(shell),
+        Command::Completions(Completions { shell }) => done(completions::<Cli>("parapet", shell)),
+        Command::Man(Man { folder }) => done(manual::<Cli>(&folder)),
     };
     result.unwrap_or_else(|error| {
         // Who reads the output has seen enough, as `head` has, and is not to be told so.
@@ -200,12 +215,8 @@ fn refuse(error: &clap::Error, args: &[OsString]) -> ExitCode {
     }
 }
 
-fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
-    // The generator panics when it cannot write, which memory always can be.
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "parapet", &mut script);
-    std::io::stdout().write_all(&script)?;
-    Ok(ExitCode::SUCCESS)
+fn done(outcome: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    outcome.map(|()| ExitCode::SUCCESS)
 }
 
 /// Without -v there are only the errors of the command itself, each with its reason.

@@ -1,8 +1,11 @@
-//! What the command lines of daemons have in common.
+//! What command lines have in common, those of daemons and others.
 
+use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::CommandFactory;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap_complete::Shell;
@@ -47,6 +50,17 @@ pub fn completions<C: CommandFactory>(name: &str, shell: Shell) -> anyhow::Resul
     clap_complete::generate(shell, &mut C::command(), name, &mut script);
     io::stdout().write_all(&script)?;
     Ok(())
+}
+
+/// Writes the manual pages of the command `C` and of all that it has below it into a folder, which
+/// is made if need be.
+///
+/// # Errors
+/// The host's.
+pub fn manual<C: CommandFactory>(folder: &Path) -> anyhow::Result<()> {
+    let wrote =
+        fs::create_dir_all(folder).and_then(|()| clap_mangen::generate_to(C::command(), folder));
+    wrote.with_context(|| format!("manual pages cannot be written to {}", folder.display()))
 }
 
 /// Says to systemd how far the daemon is, as `READY=1`; that it cannot be told is no reason to stop.

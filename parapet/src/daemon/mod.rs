@@ -21,7 +21,7 @@ mod status;
 mod stop;
 pub mod xenstored;
 
-pub use command::{Failure, completions, exit, level, tell};
+pub use command::{Failure, completions, exit, level, manual, tell};
 pub use limits::raise_open_files;
 pub use listen::{ListenError, Listening};
 pub use lock::{Lock, LockError};

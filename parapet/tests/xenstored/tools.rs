@@ -497,6 +497,32 @@ fn every_command_has_help_with_examples() {
 }
 
 #[test]
+fn every_command_has_a_manual_page() {
+    let folder = tempfile::tempdir().unwrap();
+    for program in [
+        env!("CARGO_BIN_EXE_parapet"),
+        env!("CARGO_BIN_EXE_parapet-xenstored"),
+        env!("CARGO_BIN_EXE_parapet-blkback"),
+    ] {
+        let mut command = Command::new(program);
+        let status = command.arg("man").arg(folder.path()).status().unwrap();
+        assert!(status.success(), "{program}");
+    }
+    for page in [
+        "parapet",
+        "parapet-run",
+        "parapet-xenstore-ls",
+        "parapet-xenstored",
+        "parapet-xenstored-status",
+        "parapet-blkback",
+    ] {
+        let page = folder.path().join(page).with_extension("1");
+        let text = fs::read_to_string(&page).unwrap();
+        assert!(text.contains("Examples:"), "{}", page.display());
+    }
+}
+
+#[test]
 fn who_has_seen_enough_is_not_told_of_a_broken_pipe() {
     let host = Host::new(ours);
     // More than a pipe holds.

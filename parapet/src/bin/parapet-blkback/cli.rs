@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use log::LevelFilter;
 use parapet::daemon::blkback::{NAME, Status};
-use parapet::daemon::{Failure, ask, completions, exit, level, start_log};
+use parapet::daemon::{Failure, ask, completions, exit, level, manual, start_log};
 
 use crate::serve::{self, Settings};
 
@@ -68,6 +68,8 @@ enum Command {
     Show(Show),
     #[command(hide = true)]
     Completions(Completions),
+    #[command(hide = true)]
+    Man(Man),
 }
 
 /// Prints what the running daemon has to say of each disk, those that are gone included.
@@ -91,6 +93,13 @@ struct Completions {
     shell: Shell,
 }
 
+/// Writes the manual pages into a folder.
+#[derive(Debug, Args)]
+struct Man {
+    /// The folder, as /usr/local/share/man/man1.
+    folder: PathBuf,
+}
+
 /// Does what the command line says.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -106,6 +115,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Completions(args)) => {
             completions::<Cli>(NAME, args.shell).map_err(Failure::Failed)
         }
+        Some(Command::Man(args)) => manual::<Cli>(&args.folder).map_err(Failure::Failed),
     };
     exit(NAME, outcome)
 }

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use log::LevelFilter;
 use parapet::daemon::xenstored::{NAME, Status};
-use parapet::daemon::{Failure, ask, completions, exit, level, metrics, start_log};
+use parapet::daemon::{Failure, ask, completions, exit, level, manual, metrics, start_log};
 
 use crate::serve::{self, Settings};
 
@@ -96,6 +96,12 @@ enum Command {
         /// The shell.
         shell: Shell,
     },
+    /// Writes the manual pages into a folder.
+    #[command(hide = true)]
+    Man {
+        /// The folder, as /usr/local/share/man/man1.
+        folder: PathBuf,
+    },
 }
 
 /// Prints what the running daemon was asked, and what it holds for whom.
@@ -135,6 +141,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Completions { shell }) => {
             completions::<Cli>(NAME, shell).map_err(Failure::Failed)
         }
+        Some(Command::Man { folder }) => manual::<Cli>(&folder).map_err(Failure::Failed),
     };
     exit(NAME, outcome)
 }
