@@ -3,15 +3,13 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
 
 use parapet::daemon::LockError;
 use parapet_hypervisor::seam::HostDescriptors;
 use parapet_hypervisor::xen::{self, Xen};
 use parapet_xen_sys::DomId;
-use parapet_xenstore::client::{Client, blocking};
+use parapet_xenstore::client::{self, Client, blocking};
 use parapet_xenstore::host::{self, SocketTransport, Unreachable};
 
 /// Why the host is not ready.
@@ -32,7 +30,7 @@ pub(crate) enum NotReady {
     Unreachable(#[from] Unreachable),
     /// A xenstored that does not do its part.
     #[error("the xenstore does not tell which domain this is: {0}. Has xen-init-dom0 run?")]
-    NoDomid(String),
+    NoDomid(client::Error),
     /// The connection cannot be used.
     #[error("the connection to xenstored cannot be used: {0}")]
     Connection(io::Error),
@@ -65,22 +63,9 @@ pub(crate) fn place() -> Result<Xen, NotReady> {
 
 /// Which domain this is: only the xenstore tells.
 fn domid() -> Result<DomId, NotReady> {
-    let stream = host::connect()?;
-    let (sender, answer) = mpsc::channel();
-    thread::spawn(move || {
-        // Nobody waits any more if it took too long.
-        let _ = sender.send(blocking::Client::new(stream).read("domid"));
-    });
-    let text = match answer.recv_timeout(PATIENCE) {
-        Ok(Ok(text)) => text,
-        Ok(Err(error)) => return Err(NotReady::NoDomid(error.to_string())),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-            return Err(NotReady::NoDomid("it does not answer".into()));
-        }
-    };
-    let text = String::from_utf8_lossy(&text);
-    let domid = text.trim().parse().map(DomId);
-    domid.map_err(|_| NotReady::NoDomid(format!("it says {text:?}")))
+    let mut client = blocking::Client::new(host::connect()?);
+    client.set_patience(Some(PATIENCE));
+    client.domid().map_err(NotReady::NoDomid)
 }
 
 /// Sees that nobody else serves the same disks.
