@@ -8,6 +8,8 @@ use parapet_blkback::request::{self, Layout, X86_32, X86_64};
 use parapet_hypervisor::memory::{PAGE_SIZE, Scratch};
 use parapet_ring::{Back, Front, Own};
 use parapet_xenstore::migration::{Reader, Record, Writer};
+use parapet_xenstore::server::restore;
+use parapet_xenstore::store::Quotas;
 use zerocopy::FromBytes;
 
 mod model;
@@ -31,8 +33,12 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("vbd_keys", vbd_keys),
 ];
 
-/// A migration stream, whoever wrote it: what can be read can be written, and is then the same.
+/// A migration stream, whoever wrote it: what can be read can be written, and is then the same. A
+/// server is made of it, or it is refused; of what cannot be read there is none.
 pub fn migration(data: &[u8]) {
+    let readable = Reader::new(data).is_ok_and(|mut reader| reader.all(|next| next.is_ok()));
+    let restored = restore(data, Quotas::default(), 1);
+    assert!(readable || restored.is_err());
     let Ok(reader) = Reader::new(data) else {
         return;
     };

@@ -9,7 +9,7 @@ mod kernel;
 use std::env;
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::string::String;
@@ -19,7 +19,7 @@ use std::vec::Vec;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use parapet_hypervisor::seam::{Channel, HostDescriptors};
 
-use crate::transport::{Broken, Transport};
+use crate::transport::{Broken, Legacy, Transport};
 
 /// Where xenstored listens, and its clients look: `$XENSTORED_PATH`, or `socket` in
 /// `$XENSTORED_RUNDIR`, or in `/run/xenstored`.
@@ -170,5 +170,9 @@ where
             return Poll::Ready(());
         }
         self.readable.poll_wait(cx)
+    }
+
+    fn legacy(&self) -> Option<Legacy> {
+        Some(Legacy::Socket(self.stream.as_raw_fd()))
     }
 }

@@ -54,7 +54,7 @@ pub mod transport;
 pub mod wire;
 pub mod xenbus;
 
-pub use permission::{Access, Permission};
+pub use permission::{Access, Entry, Permission};
 
 /// A transaction's number, of one client; zero is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

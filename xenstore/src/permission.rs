@@ -45,6 +45,15 @@ impl Permission {
     }
 }
 
+/// A permission that a node had, or is to have again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// For whom and what.
+    pub permission: Permission,
+    /// It was for another domain that had the same id, and counts for nothing.
+    pub stale: bool,
+}
+
 impl fmt::Display for Permission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let letter = match self.access {

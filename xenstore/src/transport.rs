@@ -10,6 +10,7 @@ use crossbeam_queue::SegQueue;
 use parapet_hypervisor::seam::Channel;
 use parapet_ring::bytes::{End, XenstoreRing};
 use parapet_ring::{RingMemory, TooSmall, Violation};
+use parapet_xen_sys::Port;
 use parapet_xen_sys::io::xs_wire::{ConnectionState, RingError, ServerFeatures};
 
 use crate::mailbox::Bell;
@@ -65,6 +66,47 @@ pub trait Transport: Send {
 
     /// Begins anew, with nothing in flight.
     fn restart(&mut self) {}
+
+    /// What is left of it when another program takes this one's place, if anything can be.
+    fn legacy(&self) -> Option<Legacy> {
+        None
+    }
+
+    /// Why the other end was told that it is served no more; zero if it was not.
+    fn blamed(&self) -> u32 {
+        0
+    }
+}
+
+/// What a transport leaves to the program that takes this one's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Legacy {
+    /// A port that stays bound, to a domain whose page is to be mapped anew.
+    Port(Port),
+    /// A descriptor that stays open under the same number.
+    Socket(i32),
+}
+
+/// A transport that was not found again: nothing comes by it, and it leaves what it came from.
+#[derive(Debug)]
+pub struct Lost(pub Legacy);
+
+impl Transport for Lost {
+    fn read(&mut self, _: &mut [u8]) -> Result<usize, Broken> {
+        Ok(0)
+    }
+
+    fn write(&mut self, _: &[u8]) -> Result<usize, Broken> {
+        Ok(0)
+    }
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+
+    fn legacy(&self) -> Option<Legacy> {
+        Some(self.0)
+    }
 }
 
 /// A domain's xenstore page with its event channel, at either end.
@@ -133,6 +175,16 @@ impl<M: RingMemory, C: Channel> RingTransport<M, C> {
         Ok(host)
     }
 
+    /// xenstored's end, taken over from another: what the page says is left as it is.
+    ///
+    /// # Errors
+    /// The memory is shorter than the page.
+    pub fn taken_over(memory: M, channel: C) -> Result<Self, TooSmall> {
+        let host = Self::attach(memory, channel, End::Host)?;
+        host.channel.notify();
+        Ok(host)
+    }
+
     fn moved(&self, bytes: usize) -> usize {
         if bytes > 0 {
             self.channel.notify();
@@ -187,6 +239,14 @@ impl<M: RingMemory, C: Channel> Transport for RingTransport<M, C> {
         self.ring.advertise(self.features);
         self.ring.reset();
         self.channel.notify();
+    }
+
+    fn legacy(&self) -> Option<Legacy> {
+        Some(Legacy::Port(self.channel.port()))
+    }
+
+    fn blamed(&self) -> u32 {
+        self.ring.error()
     }
 }
 

@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
@@ -18,6 +18,7 @@ use parapet_xen_sys::linux::evtchn::{
 use zerocopy::IntoBytes;
 
 use super::device::{self, Argument, Device};
+use super::ports::Shared;
 use super::worker::Workers;
 use super::{NotReady, errno};
 use crate::seam::{self, EventError};
@@ -70,6 +71,10 @@ type Home = Option<(usize, u64)>;
 enum Kind {
     Port(Device, Port),
     Descriptor(OwnedFd),
+    /// One of many ports of a descriptor.
+    OneOf(Arc<Shared>, Port),
+    /// A descriptor of many ports: no event itself, it tells of theirs.
+    Ports(Arc<Shared>),
 }
 
 impl Kind {
@@ -77,6 +82,7 @@ impl Kind {
         match self {
             Kind::Port(device, _) => device.as_fd(),
             Kind::Descriptor(descriptor) => descriptor.as_fd(),
+            Kind::OneOf(shared, _) | Kind::Ports(shared) => shared.as_fd(),
         }
     }
 }
@@ -84,6 +90,9 @@ impl Kind {
 impl Source {
     /// The descriptor became readable.
     pub(super) fn raise(&self) {
+        if let Kind::Ports(shared) = &self.kind {
+            return shared.raise();
+        }
         self.ready.store(true, Ordering::Release);
         self.waiter.wake();
     }
@@ -95,7 +104,16 @@ impl Source {
     fn take(&self) -> bool {
         match &self.kind {
             Kind::Port(device, port) => take_event(device, *port),
+            Kind::OneOf(shared, port) => {
+                let ready = self.ready.swap(false, Ordering::Acquire);
+                if ready {
+                    // Before anybody looks, as in `take_event`.
+                    shared.unmask(*port);
+                }
+                ready
+            }
             Kind::Descriptor(_) => self.ready.swap(false, Ordering::Acquire),
+            Kind::Ports(_) => false,
         }
     }
 }
@@ -116,7 +134,7 @@ fn take_event(device: &Device, port: Port) -> bool {
 }
 
 impl Channel {
-    fn new(workers: &Arc<Workers>, kind: Kind) -> io::Result<Self> {
+    fn unwatched(workers: &Arc<Workers>, kind: Kind) -> Self {
         let source = Arc::new(Source {
             kind,
             ready: AtomicBool::new(false),
@@ -124,20 +142,23 @@ impl Channel {
             waiter: AtomicWaker::new(),
             home: Mutex::new(None),
         });
-        let channel = Channel {
+        Channel {
             workers: Arc::clone(workers),
             source,
-        };
+        }
+    }
+
+    fn new(workers: &Arc<Workers>, kind: Kind) -> io::Result<Self> {
+        let channel = Channel::unwatched(workers, kind);
         let here = workers.here().unwrap_or_else(|| workers.next());
         channel.settle(&mut lock(&channel.source.home), here)?;
         Ok(channel)
     }
 
     pub(super) fn alloc_unbound(workers: &Arc<Workers>, peer: DomId) -> Result<Self, EventError> {
-        let mut call = BindUnboundPort {
-            remote_domain: peer.0.into(),
-        };
-        Channel::of_port(workers, &mut call).map_err(|error| refused(&error))
+        let device = device::EVTCHN.open().map_err(|error| refused(&error))?;
+        let port = call_unbound(&device, peer)?;
+        Channel::new(workers, Kind::Port(device, port)).map_err(|error| refused(&error))
     }
 
     pub(super) fn bind(
@@ -145,17 +166,29 @@ impl Channel {
         peer: DomId,
         port: Port,
     ) -> Result<Self, EventError> {
-        let mut call = BindInterdomain {
-            remote_domain: peer.0.into(),
-            remote_port: port,
-        };
-        Channel::of_port(workers, &mut call).map_err(|error| match error.raw_os_error() {
-            // Xen's answers for a domain that is not there, and a port that does not wait for us.
-            Some(libc::ESRCH | libc::EINVAL | libc::ENOENT) => {
-                EventError::NoSuchPort { domid: peer, port }
-            }
-            _ => refused(&error),
-        })
+        let device = device::EVTCHN.open().map_err(|error| refused(&error))?;
+        let port = call_bind(&device, peer, port)?;
+        Channel::new(workers, Kind::Port(device, port)).map_err(|error| refused(&error))
+    }
+
+    /// One of many ports of a descriptor, which tells of it.
+    pub(super) fn of_shared(workers: &Arc<Workers>, shared: Arc<Shared>, port: Port) -> Self {
+        Channel::unwatched(workers, Kind::OneOf(shared, port))
+    }
+
+    /// A descriptor of many ports.
+    pub(super) fn of_ports(workers: &Arc<Workers>, shared: Arc<Shared>) -> io::Result<Self> {
+        Channel::new(workers, Kind::Ports(shared))
+    }
+
+    /// Who is to be told of events.
+    pub(super) fn source(&self) -> Weak<Source> {
+        Arc::downgrade(&self.source)
+    }
+
+    /// Has it look as if there had been an event.
+    pub(super) fn raise(&self) {
+        self.source.raise();
     }
 
     pub(super) fn of_virq(workers: &Arc<Workers>, virq: Virq) -> Result<Self, NotReady> {
@@ -208,6 +241,31 @@ impl Channel {
     }
 }
 
+/// Allocates a port of `device` for `peer` to bind to.
+pub(super) fn call_unbound(device: &Device, peer: DomId) -> Result<Port, EventError> {
+    let mut call = BindUnboundPort {
+        remote_domain: peer.0.into(),
+    };
+    let port = device.call(&mut call).map_err(|error| refused(&error))?;
+    Ok(Port(port))
+}
+
+/// Binds a port of `device` to that of a peer.
+pub(super) fn call_bind(device: &Device, peer: DomId, port: Port) -> Result<Port, EventError> {
+    let mut call = BindInterdomain {
+        remote_domain: peer.0.into(),
+        remote_port: port,
+    };
+    let bound = device.call(&mut call);
+    bound.map(Port).map_err(|error| match error.raw_os_error() {
+        // Xen's answers for a domain that is not there, and a port that does not wait for us.
+        Some(libc::ESRCH | libc::EINVAL | libc::ENOENT) => {
+            EventError::NoSuchPort { domid: peer, port }
+        }
+        _ => refused(&error),
+    })
+}
+
 fn refused(error: &io::Error) -> EventError {
     match error.raw_os_error() {
         Some(libc::ENOSPC) => EventError::NoSpace,
@@ -219,20 +277,25 @@ impl seam::Channel for Channel {
     /// The port; zero, which is nobody's, for a descriptor.
     fn port(&self) -> Port {
         match self.source.kind {
-            Kind::Port(_, port) => port,
-            Kind::Descriptor(_) => Port(0),
+            Kind::Port(_, port) | Kind::OneOf(_, port) => port,
+            Kind::Descriptor(_) | Kind::Ports(_) => Port(0),
         }
     }
 
     fn notify(&self) {
-        if let Kind::Port(device, port) = &self.source.kind {
-            // It fails only when the port is closed, and then there is nobody to tell.
-            let _ = device.call(&mut Notify { port: *port });
+        match &self.source.kind {
+            Kind::Port(device, port) => {
+                // It fails only when the port is closed, and then there is nobody to tell.
+                let _ = device.call(&mut Notify { port: *port });
+            }
+            Kind::OneOf(shared, port) => shared.notify(*port),
+            Kind::Descriptor(_) | Kind::Ports(_) => {}
         }
     }
 
     fn poll_wait(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(here) = self.workers.here() {
+        let watched = !matches!(self.source.kind, Kind::OneOf(..));
+        if let Some(here) = self.workers.here().filter(|_| watched) {
             let mut home = lock(&self.source.home);
             if let Err(error) = self.settle(&mut home, here) {
                 log::debug!("an event channel is told of by another thread: {error}");
@@ -247,7 +310,11 @@ impl seam::Channel for Channel {
             match &self.source.kind {
                 Kind::Descriptor(_) => return Poll::Ready(()),
                 Kind::Port(device, port) if take_event(device, *port) => return Poll::Ready(()),
-                Kind::Port(..) => {}
+                Kind::OneOf(shared, port) => {
+                    shared.unmask(*port);
+                    return Poll::Ready(());
+                }
+                Kind::Port(..) | Kind::Ports(_) => {}
             }
         }
         Poll::Pending
@@ -271,11 +338,15 @@ impl Drop for Channel {
     fn drop(&mut self) {
         self.leave(&mut lock(&self.source.home));
         // Now, and not when a worker that was just telling us of an event lets go of the device.
-        if let Kind::Port(device, port) = &self.source.kind {
-            let unbound = device.call(&mut Unbind { port: *port });
-            if let Err(error) = unbound {
-                log::warn!("port {port} was not closed: {error}");
+        match &self.source.kind {
+            Kind::Port(device, port) => {
+                let unbound = device.call(&mut Unbind { port: *port });
+                if let Err(error) = unbound {
+                    log::warn!("port {port} was not closed: {error}");
+                }
             }
+            Kind::OneOf(shared, port) => shared.close(*port),
+            Kind::Descriptor(_) | Kind::Ports(_) => {}
         }
     }
 }
@@ -283,7 +354,8 @@ impl Drop for Channel {
 impl std::fmt::Debug for Channel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.source.kind {
-            Kind::Port(_, port) => write!(f, "Channel(port {port})"),
+            Kind::Port(_, port) | Kind::OneOf(_, port) => write!(f, "Channel(port {port})"),
+            Kind::Ports(_) => write!(f, "Channel(many ports)"),
             Kind::Descriptor(descriptor) => write!(f, "Channel({descriptor:?})"),
         }
     }

@@ -8,7 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -99,6 +99,12 @@ fn is_xen() -> bool {
 
 /// One open device.
 pub(super) struct Device(File);
+
+impl From<OwnedFd> for Device {
+    fn from(descriptor: OwnedFd) -> Self {
+        Device(descriptor.into())
+    }
+}
 
 impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {

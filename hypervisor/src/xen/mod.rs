@@ -17,7 +17,9 @@
 //!
 //! Each event channel has a descriptor of its own, so that it can be waited for by whichever worker
 //! its task is on: the first wait there moves it over, and from then on an event wakes just that
-//! thread. Linux masks a port when it has told of it; taking the event unmasks.
+//! thread. Linux masks a port when it has told of it; taking the event unmasks. [`Ports`] are many
+//! on one descriptor instead, for who hands them over to the program that takes its place
+//! ([`inherit`]).
 //!
 //! What the kernel does when a process dies, however it dies: it unmaps what was mapped, closes
 //! the ports, and takes back what was granted as soon as the peer has let go of it.
@@ -27,8 +29,10 @@ mod copy;
 mod device;
 mod domains;
 mod granting;
+pub mod inherit;
 mod kernel;
 mod mapping;
+mod ports;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -50,6 +54,7 @@ pub use domains::Domains;
 pub use granting::{Grant, Pages};
 pub use kernel::KernelXenstore;
 pub use mapping::{LastWords, Mapping};
+pub use ports::Ports;
 pub use threads::Threads;
 
 use crate::seam::{

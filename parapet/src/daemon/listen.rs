@@ -2,6 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -63,6 +64,16 @@ impl Listening {
         }
     }
 
+    /// The socket that the program before this one, in the same process, listened at and left.
+    /// That at `path`, unless it was systemd's.
+    pub fn inherit(descriptor: OwnedFd, path: &Path) -> Self {
+        let ours = ListenFd::from_env().len() == 0;
+        Listening {
+            listener: descriptor.into(),
+            path: ours.then(|| path.to_owned()),
+        }
+    }
+
     fn make(path: &Path) -> Result<Self, ListenError> {
         let failed = |source| ListenError::Host {
             path: path.to_owned(),
@@ -111,6 +122,12 @@ fn is_nobody(error: &io::Error) -> bool {
         error.kind(),
         ErrorKind::NotFound | ErrorKind::ConnectionRefused
     )
+}
+
+impl AsRawFd for Listening {
+    fn as_raw_fd(&self) -> RawFd {
+        self.listener.as_raw_fd()
+    }
 }
 
 impl Drop for Listening {

@@ -2,12 +2,13 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 /// A daemon's folder under `/run`, locked for as long as this exists.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 /// Why a daemon is not to run.
@@ -71,7 +72,19 @@ impl Lock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(at(&path))?;
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
+    }
+
+    /// A lock that the program before this one, in the same process, had taken and left.
+    pub fn inherit(descriptor: OwnedFd) -> Self {
+        let file = descriptor.into();
+        Lock { file }
+    }
+}
+
+impl AsRawFd for Lock {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 }
 

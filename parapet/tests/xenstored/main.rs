@@ -5,6 +5,7 @@
 mod library;
 mod operation;
 mod tools;
+mod update;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -58,6 +59,7 @@ impl Place {
         command
             .env("NOTIFY_SOCKET", self.path("notify"))
             .env("XENSTORED_RUNDIR", self.path("xenstored"))
+            .env("XENSTORED_ROOTDIR", self.path("root"))
             .stderr(Stdio::piped());
         command
     }
@@ -69,7 +71,11 @@ impl Place {
     }
 
     fn refused(&self, args: &[&str]) -> String {
-        complaint(&self.daemon(args).output().unwrap(), 2)
+        self.refused_with(args, 2)
+    }
+
+    fn refused_with(&self, args: &[&str], status: i32) -> String {
+        complaint(&self.daemon(args).output().unwrap(), status)
     }
 
     /// Starts it, and waits until it says that it serves.

@@ -9,7 +9,7 @@
 
 readonly DOM0_TOOLS=(
     xl libxl-save-helper xenstored xenconsoled xen-init-dom0 lsevtchn e2fsck
-    xenstore-chmod xenstore-exists xenstore-list xenstore-ls xenstore-read xenstore-rm xenstore-watch xenstore-write
+    xenstore-chmod xenstore-control xenstore-exists xenstore-list xenstore-ls xenstore-read xenstore-rm xenstore-watch xenstore-write
 )
 readonly DOM0_MODULES=(
     9p 9pnet_virtio virtio_pci                        # this machine's folders

@@ -10,6 +10,8 @@
 //!
 //! Known differences are named in `differences.rs`, and argued in `docs/xenstore.md`. The packages
 //! are those that `tests/system/run` unpacks; without them the tests say so and check nothing.
+//!
+//! And the two in one process, each taking the place of the other: `exchange.rs`.
 
 #![forbid(unsafe_code)]
 #![allow(
@@ -20,6 +22,7 @@
 
 mod daemon;
 mod differences;
+mod exchange;
 mod generated;
 mod ours;
 mod packaged;

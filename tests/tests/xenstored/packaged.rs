@@ -39,6 +39,11 @@ fn binary(root: &Path) -> PathBuf {
     root.join("usr/lib/xen-4.17/bin/xenstored")
 }
 
+/// The packaged daemon, if [`is_there`].
+pub(crate) fn program() -> PathBuf {
+    binary(ROOT.as_ref().unwrap())
+}
+
 /// The library that `preload.c` is made into, once for all tests.
 static PRELOAD: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap();
@@ -148,12 +153,11 @@ impl Packaged {
             .collect();
         let (events, theirs) = UnixStream::pair().unwrap();
         events.set_read_timeout(Some(PATIENCE)).unwrap();
-        let socket = at("socket");
         let child = Command::new(binary(root))
             .args(["--no-fork", "--timeout", "watch-event=0"])
             .env("XENSTORED_RUNDIR", at("run"))
             .env("XENSTORED_ROOTDIR", at("lib"))
-            .env("XENSTORED_PATH", &socket)
+            .env("XENSTORED_PATH", at("socket"))
             .env("FAKE_XEN", machine.path())
             .env("LD_PRELOAD", &PRELOAD.1)
             .env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"))
@@ -172,11 +176,22 @@ impl Packaged {
         // It knocks at domain 0's port once it listens.
         assert!(packaged.wait_for_event(), "it did not start");
         for _ in 0..locals {
-            let stream = UnixStream::connect(&socket).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            packaged.locals.push((stream, vec![]));
+            packaged.join();
         }
         packaged
+    }
+
+    /// Lets one more in by the socket.
+    pub(crate) fn join(&mut self) -> Who {
+        let stream = UnixStream::connect(self.path("socket")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.locals.push((stream, vec![]));
+        Who::Local(self.locals.len() - 1)
+    }
+
+    /// A file of the machine's.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.machine.path().join(name)
     }
 
     fn notify(&mut self, port: u32) {

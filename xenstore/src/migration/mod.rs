@@ -36,8 +36,7 @@ use core::fmt;
 
 use parapet_xen_sys::{DomId, Port};
 
-use crate::Permission;
-
+pub use crate::permission::Entry;
 pub use read::{Fault, Malformed, Place, Reader};
 pub use write::{Unwritable, Writer};
 
@@ -221,6 +220,16 @@ pub enum End {
     Socket(i32),
 }
 
+impl End {
+    /// The domain, if it is one.
+    pub fn domid(self) -> Option<DomId> {
+        match self {
+            End::Ring { domid, .. } => Some(domid),
+            End::Socket(_) => None,
+        }
+    }
+}
+
 /// WATCH_DATA, or WATCH_DATA_EXTENDED if it has a depth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watch<'a> {
@@ -265,15 +274,6 @@ pub struct Pending {
     pub read: bool,
     /// It wrote the node.
     pub written: bool,
-}
-
-/// A node's permission.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
-    /// For whom and what.
-    pub permission: Permission,
-    /// It was for another domain that had the same id, and counts for nothing.
-    pub stale: bool,
 }
 
 /// GLOBAL_QUOTA_DATA.

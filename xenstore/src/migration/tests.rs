@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::Access;
+use crate::{Access, Permission};
 
 fn header(version: Version) -> Header {
     Header {

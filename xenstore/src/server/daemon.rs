@@ -11,6 +11,8 @@
 //! Only the connections that rang are looked at, so ten thousand idle ones cost nothing; and
 //! nothing is locked, since there is one owner.
 
+mod succession;
+
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
@@ -21,6 +23,7 @@ use core::mem;
 use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
+use core::time::Duration;
 
 use parapet_hypervisor::seam::{Access, Clock, Events, Grants, Guest, Instant};
 use parapet_ring::Peer;
@@ -31,6 +34,8 @@ use super::{Life, Server, Statistics, World};
 use crate::mailbox::Mailbox;
 use crate::store::{ClientId, Store};
 use crate::transport::{Broken, Pipe, RingTransport, Transport};
+
+pub use succession::{Estate, Successor};
 
 /// How many connections are looked at before other tasks get their turn.
 const TURN: usize = 64;
@@ -97,6 +102,15 @@ pub trait Domains: Send + Unpin + 'static {
     /// # Errors
     /// What is answered to who asked for it: `EINVAL` as a rule.
     fn connect(&mut self, domid: DomId, port: Port) -> Result<Box<dyn Transport>, Errno>;
+
+    /// Goes on with a domain that another xenstored was connected to, by `port` of our own, which
+    /// is still bound.
+    ///
+    /// # Errors
+    /// `EINVAL` as a rule: it is not to be had any more.
+    fn take_over(&mut self, _domid: DomId, _port: Port) -> Result<Box<dyn Transport>, Errno> {
+        Err(Errno::EINVAL)
+    }
 }
 
 /// The files of the host to which a xenstored writes its trace and its reports.
@@ -145,28 +159,41 @@ impl Timer {
     }
 }
 
-/// A domain's connection, by its grant 1 and its `port`, for a xenstored in the domain `place`.
+/// A domain's connection, by its grant 1 and its `port`, for a xenstored in the domain that `grants`
+/// and `events` are of.
 ///
 /// # Errors
 /// `EINVAL`; the reason is in the log.
-pub fn connect_by_grant<P>(place: &P, domid: DomId, port: Port) -> Result<Box<dyn Transport>, Errno>
+pub fn connect_by_grant<G, E>(
+    grants: &G,
+    events: &E,
+    domid: DomId,
+    port: Port,
+) -> Result<Box<dyn Transport>, Errno>
 where
-    P: Grants + Events,
-    P::Mapping: Unpin + 'static,
-    P::Channel: 'static,
+    G: Grants<Mapping: Unpin + 'static>,
+    E: Events<Channel: 'static>,
 {
-    let refused = |error: &dyn core::fmt::Display| {
-        log::warn!("domain {domid} cannot be connected: {error}");
-        Errno::EINVAL
-    };
-    let grants = [GrantRef::RESERVED_XENSTORE];
-    let page = place.map(domid, &grants, Access::ReadWrite);
-    let page = page.map_err(|error| refused(&error))?;
-    let page = Peer::new(page).map_err(|_| refused(&"its page is read-only"))?;
-    let channel = place.bind(domid, port);
-    let channel = channel.map_err(|error| refused(&error))?;
-    let transport = RingTransport::host(page, channel).map_err(|error| refused(&error))?;
+    let page = page_by_grant(grants, domid)?;
+    let channel = events.bind(domid, port);
+    let channel = channel.map_err(|error| refused(domid, &error))?;
+    let transport = RingTransport::host(page, channel).map_err(|error| refused(domid, &error))?;
     Ok(Box::new(transport))
+}
+
+/// A domain's xenstore page, by its grant 1.
+///
+/// # Errors
+/// `EINVAL`; the reason is in the log.
+pub fn page_by_grant<G: Grants>(grants: &G, domid: DomId) -> Result<Peer<G::Mapping>, Errno> {
+    let page = grants.map(domid, &[GrantRef::RESERVED_XENSTORE], Access::ReadWrite);
+    let page = page.map_err(|error| refused(domid, &error))?;
+    Peer::new(page).map_err(|_| refused(domid, &"its page is read-only"))
+}
+
+fn refused(domid: DomId, error: &dyn core::fmt::Display) -> Errno {
+    log::warn!("domain {domid} cannot be connected: {error}");
+    Errno::EINVAL
 }
 
 /// Domains whose end the host tells by [`Handle::shut_down`] and [`Handle::release`].
@@ -184,7 +211,7 @@ impl<G: Guest> Domains for Told<G> {
     }
 
     fn connect(&mut self, domid: DomId, port: Port) -> Result<Box<dyn Transport>, Errno> {
-        connect_by_grant(&self.guest, domid, port)
+        connect_by_grant(&self.guest, &self.guest, domid, port)
     }
 }
 
@@ -192,6 +219,8 @@ impl<G: Guest> Domains for Told<G> {
 struct Hub {
     domains: Box<dyn Domains>,
     files: Option<Box<dyn Files>>,
+    successor: Option<Box<dyn Successor>>,
+    commands: Arc<Mailbox<Command>>,
     connections: BTreeMap<ClientId, Connection>,
     door: Door,
     /// Those to look at next.
@@ -275,6 +304,21 @@ impl World for Hub {
         let files = self.files.as_mut().ok_or(Errno::EINVAL)?;
         files.append(file, text)
     }
+
+    fn look_at(&mut self, program: &[u8]) -> Result<(), &'static str> {
+        match &mut self.successor {
+            Some(successor) => successor.look_at(program),
+            None => Err("There is no way to be followed."),
+        }
+    }
+
+    fn expire_update(&mut self, after: Duration, number: u64) {
+        let commands = self.commands.clone();
+        if let Some(successor) = &mut self.successor {
+            let expire = move || commands.put(Command::ExpireUpdate(number));
+            successor.call_after(after, Box::new(expire));
+        }
+    }
 }
 
 enum Command {
@@ -284,6 +328,7 @@ enum Command {
     LookAround,
     Connect(Box<dyn Transport>),
     Tell(Arc<Mailbox<Statistics>>),
+    ExpireUpdate(u64),
 }
 
 /// How the host talks to its xenstored. Clones talk to the same one.
@@ -381,12 +426,18 @@ impl Daemon {
 
     /// A xenstored for these domains.
     pub fn of(store: Store, domains: impl Domains) -> (Self, Handle) {
+        Daemon::of_server(Server::new(store), domains)
+    }
+
+    fn of_server(server: Server, domains: impl Domains) -> (Self, Handle) {
         let commands = Mailbox::new();
         let daemon = Daemon {
-            server: Server::new(store),
+            server,
             hub: Hub {
                 domains: Box::new(domains),
                 files: None,
+                successor: None,
+                commands: commands.clone(),
                 connections: BTreeMap::new(),
                 door: Mailbox::new(),
                 due: VecDeque::new(),
@@ -443,6 +494,7 @@ impl Daemon {
             self.obey(command);
             self.rouse_stirred();
         }
+        self.update();
         for _ in 0..TURN / BATCH {
             self.hub.open();
             for _ in 0..BATCH {
@@ -453,6 +505,7 @@ impl Daemon {
                 self.rouse_stirred();
             }
             self.send_all();
+            self.update();
             if self.hub.due.is_empty() {
                 return;
             }
@@ -473,6 +526,7 @@ impl Daemon {
             }
             Command::LookAround => self.server.look_around(&mut self.hub),
             Command::Tell(reply) => reply.put(self.server.statistics()),
+            Command::ExpireUpdate(number) => self.server.expire_update(number),
             Command::Connect(transport) => {
                 let client = self.server.connect_local();
                 self.hub.add(client, transport);
@@ -642,7 +696,10 @@ fn refuse(commands: &Mailbox<Command>) {
             Command::Introduce(_, _, reply) => reply.close(),
             Command::Release(_, reply) => reply.close(),
             Command::Tell(reply) => reply.close(),
-            Command::ShutDown(_) | Command::LookAround | Command::Connect(_) => {}
+            Command::ShutDown(_)
+            | Command::LookAround
+            | Command::Connect(_)
+            | Command::ExpireUpdate(_) => {}
         }
     }
 }

@@ -28,13 +28,16 @@ mod output;
 mod requests;
 #[cfg(feature = "std")]
 pub mod socket;
+mod state;
 mod statistics;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod update;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::mem;
+use core::time::Duration;
 
 use parapet_xen_sys::io::xs_wire::{MessageHeader, Operation, RingError, ServerFeatures};
 use parapet_xen_sys::{DomId, Errno, Port};
@@ -46,6 +49,10 @@ use output::{Debt, Output};
 use statistics::Counters;
 pub use statistics::{Clients, DomainStatistics, Requests, Statistics, Transactions};
 use trace::{Switch, Trace};
+use update::Update;
+
+pub use state::{Form, Reason, Refused, Restored, restore};
+pub use update::Due;
 
 /// How a domain fares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +97,17 @@ pub trait World {
     fn append(&mut self, _file: &[u8], _text: &[u8]) -> Result<(), Errno> {
         Err(Errno::EINVAL)
     }
+
+    /// Whether a program could take our place.
+    ///
+    /// # Errors
+    /// Why not, as it is told to who asks for a live update.
+    fn look_at(&mut self, _program: &[u8]) -> Result<(), &'static str> {
+        Err("there is nothing that could be updated")
+    }
+
+    /// Asks that [`Server::expire_update`] be called with `number`, after so long.
+    fn expire_update(&mut self, _after: Duration, _number: u64) {}
 }
 
 /// Who is at the other end of a connection.
@@ -143,10 +161,17 @@ pub struct Server {
     stirred: BTreeSet<ClientId>,
     trace: Trace,
     counters: Counters,
+    /// The session of a live update.
+    update: Option<Update>,
+    /// Sessions so far.
+    updates: u64,
 }
 
 /// Requests are not served while this many bytes wait to be read by their client.
 const ANSWERS_WAITING: usize = 64 << 10;
+/// No more is read from a client while this many bytes of its requests wait: with what is read at
+/// once, no more than a migration stream has room for.
+const REQUESTS_WAITING: usize = 32 << 10;
 /// Bytes waiting for a local client beyond which it is let go.
 const LOCAL_WAITING: usize = 16 << 20;
 /// Requests of one client that are served before others get their turn.
@@ -164,6 +189,8 @@ impl Server {
             stirred: BTreeSet::new(),
             trace: Trace::default(),
             counters: Counters::default(),
+            update: None,
+            updates: 0,
         }
     }
 
@@ -184,6 +211,15 @@ impl Server {
     }
 
     fn connect(&mut self, peer: Peer, caller: Caller) -> ClientId {
+        let client = self.add(peer);
+        self.store.attach(client, caller);
+        let line = format_args!("{client:?} begins: {peer:?}");
+        self.trace.line(Switch::Objects, line);
+        client
+    }
+
+    /// Adds a connection, which the store does not know of yet.
+    fn add(&mut self, peer: Peer) -> ClientId {
         let client = ClientId(self.next_client);
         self.next_client += 1;
         let connection = Connection {
@@ -194,9 +230,6 @@ impl Server {
             account: Account::default(),
         };
         self.connections.insert(client, connection);
-        self.store.attach(client, caller);
-        let line = format_args!("{client:?} begins: {peer:?}");
-        self.trace.line(Switch::Objects, line);
         client
     }
 
@@ -220,6 +253,7 @@ impl Server {
         }
         self.forgive(debts);
         self.settle(client);
+        self.leave_update(client);
         self.stirred.insert(client);
         let line = format_args!("{client:?} is served no more: {why:?}");
         self.trace.line(Switch::Objects, line);
@@ -263,7 +297,7 @@ impl Server {
         self.connections.get(&client).is_some_and(|connection| {
             connection.fault.is_none()
                 && !connection.is_held()
-                && connection.input.len() < ANSWERS_WAITING
+                && connection.input.len() < REQUESTS_WAITING
         })
     }
 
@@ -284,6 +318,9 @@ impl Server {
 
     fn serve_some(&mut self, client: ClientId, world: &mut impl World) -> bool {
         for turn in 0..TURN {
+            if self.waits_for_update(client) {
+                return turn > 0;
+            }
             let Some(connection) = self.connections.get_mut(&client) else {
                 return false;
             };

@@ -6,7 +6,8 @@ use alloc::vec::Vec;
 use core::mem;
 
 use parapet_hypervisor::seam::Instant;
-use parapet_xen_sys::io::xs_wire::Operation;
+use parapet_xen_sys::io::xs_wire::{MessageHeader, Operation};
+use zerocopy::FromBytes;
 
 use crate::store::ClientId;
 use crate::wire::{TooLong, encode};
@@ -19,6 +20,8 @@ use crate::wire::{TooLong, encode};
 pub(super) struct Output {
     bytes: Vec<u8>,
     sent: usize,
+    /// How many of `bytes`, at their beginning, are the rest of a message that began before them.
+    begun: usize,
     /// How many bytes were ever queued before `bytes`.
     base: u64,
     waiting: BTreeSet<Arc<[u8]>>,
@@ -81,11 +84,36 @@ impl Output {
         }
         // What is left to move is less than what was gained, or the buffer is empty.
         if self.sent * 2 >= self.bytes.len() {
+            self.begun = match self.sent == self.bytes.len() {
+                true => 0,
+                false => self.partial(),
+            };
             self.bytes.drain(..self.sent);
             self.base += self.sent as u64;
             self.sent = 0;
         }
         ended
+    }
+
+    /// How many bytes at the beginning of [`Output::bytes`] are the rest of a message that is sent
+    /// in part.
+    pub(super) fn partial(&self) -> usize {
+        let mut end = self.begun;
+        while end < self.sent {
+            let message = self.bytes.get(end..).unwrap_or(&[]);
+            let Ok((header, _)) = MessageHeader::read_from_prefix(message) else {
+                break;
+            };
+            let payload = usize::try_from(header.len).unwrap_or(usize::MAX);
+            end = end.saturating_add(size_of::<MessageHeader>().saturating_add(payload));
+        }
+        end.saturating_sub(self.sent)
+    }
+
+    /// What another xenstored was still to send, of which `partial` bytes are the rest of a message.
+    pub(super) fn restore(&mut self, bytes: &[u8], partial: usize) {
+        self.bytes = bytes.into();
+        self.begun = partial;
     }
 
     pub(super) fn answer(
@@ -212,6 +240,29 @@ mod tests {
         output.sent(output.len());
         output.event("/b", b"t", NOW, None);
         assert_eq!(events(output.bytes()), [b"/b\0t\0"]);
+    }
+
+    #[test]
+    fn the_rest_of_a_message_is_told_from_the_next_wherever_sending_stopped() {
+        let mut whole = Output::default();
+        let ends = [1, 30, 0].map(|len| {
+            whole
+                .answer(Operation::Read, 1, 0, &[b'x'; 30][..len], None)
+                .unwrap();
+            whole.len()
+        });
+        let message = whole.bytes().to_vec();
+        for first in 0..=message.len() {
+            for second in 0..=message.len() - first {
+                let mut output = Output::default();
+                output.restore(&message, 0);
+                output.sent(first);
+                output.sent(second);
+                let at = first + second;
+                let end = [0].into_iter().chain(ends).find(|end| *end >= at);
+                assert_eq!(output.partial(), end.unwrap() - at, "{first} {second}");
+            }
+        }
     }
 
     #[test]

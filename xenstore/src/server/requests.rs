@@ -16,15 +16,17 @@ use crate::wire::{self, Message, Request};
 use crate::{Permission, TransactionId};
 
 /// What goes back.
-enum Answer {
+pub(super) enum Answer {
     Payload(Cow<'static, [u8]>),
     /// Done; and the watch's first event comes after the answer.
     Watching(Event),
+    /// It is not known yet: [`Server::await_update`].
+    Later,
 }
 
 const DONE: Answer = Answer::Payload(Cow::Borrowed(wire::OK));
 
-fn text(text: impl ToString) -> Answer {
+pub(super) fn text(text: impl ToString) -> Answer {
     let mut payload = text.to_string().into_bytes();
     payload.push(0);
     Answer::Payload(payload.into())
@@ -67,6 +69,7 @@ impl Server {
                 self.answer(client, operation, req_id, tx_id, wire::OK);
                 self.tell(&first, None);
             }
+            (Ok(Answer::Later), _) => self.await_update(client, req_id, tx_id),
             (Err(error), _) => {
                 let mut name = Vec::from(wire::error_name(error));
                 name.push(0);
@@ -227,6 +230,10 @@ impl Server {
                 self.store.set_target(domain.client, target);
                 Ok(DONE)
             }
+            Request::Control {
+                command: b"live-update",
+                arguments,
+            } => self.live_update(client, &arguments, world),
             Request::Control { command, arguments } => {
                 let answer = self.control(command, &arguments, world)?;
                 Ok(Answer::Payload(answer.into()))

@@ -29,6 +29,7 @@ mod accounts;
 mod authors;
 mod children;
 mod domains;
+mod dump;
 mod ground;
 #[cfg(test)]
 mod model;
@@ -55,6 +56,7 @@ use parapet_xen_sys::io::xs_wire::ServerFeatures;
 use parapet_xen_sys::{DomId, Errno};
 
 pub use domains::FEATURES;
+pub use dump::{Misfit, Rebuilt, Watching};
 pub use node::Node;
 pub use path::{Path, Special};
 pub use permissions::{Caller, Permissions};
@@ -607,18 +609,34 @@ impl Store {
     ) -> Result<Event, Errno> {
         let path = self.path(client, raw, Special::Allowed)?;
         let known = self.clients.get_mut(&client).ok_or(Errno::EINVAL)?;
-        let token: Arc<[u8]> = Arc::from(token);
-        let entry = (path.clone(), token.clone());
+        let entry = (path.clone(), Arc::from(token));
         if known.watches.contains(&entry) {
             return Err(Errno::EEXIST);
         }
         let domid = known.caller.domid;
         let watches = known.watches.len();
         self.domains.check(domid, Quota::Watches, watches + 1)?;
-        let bytes = watch_bytes(&path, &token);
+        let bytes = watch_bytes(&path, token);
         if !self.domains.has_memory(domid, bytes) {
             return Err(Errno::ENOMEM);
         }
+        self.add_watch(client, raw, path, token, depth)
+    }
+
+    /// [`Store::watch`] whatever the quota says, for a path that was checked.
+    fn add_watch(
+        &mut self,
+        client: ClientId,
+        raw: &[u8],
+        path: Path,
+        token: &[u8],
+        depth: Option<u32>,
+    ) -> Result<Event, Errno> {
+        let known = self.clients.get_mut(&client).ok_or(Errno::EINVAL)?;
+        let domid = known.caller.domid;
+        let bytes = watch_bytes(&path, token);
+        let token: Arc<[u8]> = Arc::from(token);
+        let entry = (path.clone(), token.clone());
         let skip = if path::is_relative(raw) {
             path.as_str().len() - raw.len()
         } else {

@@ -188,7 +188,8 @@ impl Permissions {
         }))
     }
 
-    fn counts(&self, entry: &Permission, domains: &Domains) -> bool {
+    /// Whether an entry is for a domain that lives, and did when it was made.
+    pub(super) fn counts(&self, entry: &Permission, domains: &Domains) -> bool {
         entry.domid == DomId::ANY || domains.is_since(entry.domid, self.0.since)
     }
 

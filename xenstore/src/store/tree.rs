@@ -51,7 +51,8 @@ impl Tree {
         }
     }
 
-    fn top(&self, special: bool) -> &Arc<Node> {
+    /// The root, or what the special names are children of.
+    pub(super) fn top(&self, special: bool) -> &Arc<Node> {
         if special { &self.special } else { &self.root }
     }
 

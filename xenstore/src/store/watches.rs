@@ -22,7 +22,14 @@ pub(super) struct Watch {
     /// How many bytes of a path its owner does not want to see, having given a relative one.
     skip: usize,
     /// Orders a client's watches.
-    number: u64,
+    pub(super) number: u64,
+}
+
+impl Watch {
+    /// Its path as its owner gave it.
+    pub(super) fn as_given<'a>(&self, path: &'a Path) -> &'a str {
+        path.as_str().get(self.skip..).unwrap_or("")
+    }
 }
 
 /// Something that a client is to be told.
@@ -136,6 +143,12 @@ impl Watches {
             number,
         });
         here.last().ok_or(Errno::EIO)
+    }
+
+    pub(super) fn find(&self, client: ClientId, path: &Path, token: &[u8]) -> Option<&Watch> {
+        let here = self.by_path.get(path)?;
+        here.iter()
+            .find(|watch| watch.client == client && *watch.token == *token)
     }
 
     /// Whether there was one.

@@ -76,6 +76,11 @@ impl Decoder {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// The bytes that wait to be made messages of.
+    pub fn rest(&self) -> &[u8] {
+        self.bytes.get(self.used..).unwrap_or(&[])
+    }
+
     /// How many bytes wait to be made messages of.
     pub fn len(&self) -> usize {
         self.bytes.len() - self.used
@@ -91,7 +96,7 @@ impl Decoder {
     /// # Errors
     /// The header announces too long a payload. It does so again at every further call.
     pub fn message(&mut self) -> Result<Option<Message>, TooLong> {
-        let bytes = self.bytes.get(self.used..).unwrap_or(&[]);
+        let bytes = self.rest();
         let Ok((header, rest)) = MessageHeader::read_from_prefix(bytes) else {
             return Ok(None);
         };

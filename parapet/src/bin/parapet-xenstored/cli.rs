@@ -1,17 +1,23 @@
 //! The command line.
 
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use log::LevelFilter;
 use parapet::daemon::xenstored::{NAME, Status};
 use parapet::daemon::{Failure, ask, completions, exit, level, manual, metrics, start_log};
 
-use crate::serve::{self, Settings};
+use crate::c_options::{self, Translated};
+use crate::serve::{self, Follows, Settings};
+use crate::state;
 
 /// The store of a Xen host, in place of Xen's own xenstored: for domain 0's kernel, for guests, and
 /// for libxl, xl and the xenstore-* tools unchanged.
@@ -66,6 +72,20 @@ struct Serve {
         value_parser = clap::value_parser!(u64).range(1..)
     )]
     metrics_interval: u64,
+
+    /// Says whether a daemon could go on from this state, and ends: what a live update asks of the
+    /// new program first.
+    #[arg(long, value_name = "FILE")]
+    check_state: Option<PathBuf>,
+
+    /// Goes on where the program before it in this process stopped: what a live update starts the
+    /// new program with. C xenstored's options are taken as well.
+    #[arg(long, short = 'U')]
+    live_update: bool,
+
+    /// The lock that the program before it has left open under this number.
+    #[arg(long, value_name = "NUMBER", requires = "live_update", hide = true)]
+    inherit_lock: Option<i32>,
 }
 
 const EXAMPLES: &str = "\
@@ -82,6 +102,11 @@ Examples:
 The socket is the one that systemd hands over, or else where every client looks for it:
 $XENSTORED_PATH, $XENSTORED_RUNDIR/socket, or /run/xenstored/socket. Who can connect to it may do
 everything, so only its owner can.
+
+A newer version takes over, without a client noticing, by
+  xenstore-control live-update /usr/sbin/parapet-xenstored
+and so do C xenstored and this one from each other: give it then the arguments, too, as
+  xenstore-control live-update -c --no-fork /usr/lib/xen-4.17/bin/xenstored
 
 Exit status: 0 after SIGTERM or SIGINT; 1 after a failure; 2 if the host is not ready for it, with
 one line that says what to do.";
@@ -123,10 +148,65 @@ Examples:
   parapet-xenstored status --json | jq '.domains[] | select(.nodes > 500).domid'
   parapet-xenstored status --metrics | grep transactions";
 
+/// The arguments of the program that takes our place: those that were asked for, or else `own` if
+/// it is one of our kind, which also inherits a `lock`.
+pub(crate) fn arguments_after(
+    own: impl IntoIterator<Item = OsString>,
+    asked: Option<&[u8]>,
+    lock: Option<RawFd>,
+) -> Vec<OsString> {
+    let mut own = own.into_iter();
+    let mut arguments: Vec<OsString> = match (asked, lock) {
+        (Some(line), _) => line
+            .split(u8::is_ascii_whitespace)
+            .filter(|word| !word.is_empty())
+            .map(|word| OsStr::from_bytes(word).to_owned())
+            .collect(),
+        // C xenstored would not start with ours; and we are in the foreground.
+        (None, None) => vec!["--no-fork".into()],
+        (None, Some(_)) => {
+            let mut kept = Vec::new();
+            while let Some(argument) = own.next() {
+                match argument.to_str() {
+                    Some("--live-update" | "-U") => {}
+                    Some("--inherit-lock") => drop(own.next()),
+                    _ => kept.push(argument),
+                }
+            }
+            kept
+        }
+    };
+    if !arguments.iter().any(|it| it == "-U") {
+        arguments.push("-U".into());
+    }
+    if let Some(lock) = lock {
+        arguments.extend(["--inherit-lock".into(), lock.to_string().into()]);
+    }
+    arguments
+}
+
 /// Does what the command line says.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut arguments = std::env::args_os();
+    let program = arguments.next().unwrap_or_else(|| NAME.into());
+    let follows = |it: &OsString| it == "--live-update" || it == "-U";
+    let arguments: Vec<OsString> = arguments.collect();
+    let translated = match arguments.iter().any(follows) {
+        true => c_options::translate(arguments),
+        false => Ok(Translated {
+            rest: arguments,
+            ..Translated::default()
+        }),
+    };
+    let Translated { quotas, rest } = match translated {
+        Ok(translated) => translated,
+        Err(reason) => return exit(NAME, Err(Failure::NotReady(anyhow!(reason)))),
+    };
+    let cli = Cli::parse_from([program].into_iter().chain(rest));
     let outcome = match cli.command {
+        None if let Some(file) = cli.serve.check_state => {
+            state::check(&file).map_err(Failure::Failed)
+        }
         None => {
             start_log(cli.serve.log);
             serve::serve(&Settings {
@@ -135,6 +215,10 @@ pub(crate) fn main() -> ExitCode {
                 user: cli.serve.user,
                 metrics_file: cli.serve.metrics_file,
                 metrics_interval: Duration::from_secs(cli.serve.metrics_interval),
+                quotas,
+                follows: cli.serve.live_update.then_some(Follows {
+                    lock: cli.serve.inherit_lock,
+                }),
             })
         }
         Some(Command::Show(args)) => show(&cli.run_dir, &args).map_err(Failure::Failed),
@@ -158,4 +242,35 @@ fn show(run_dir: &Path, args: &Show) -> anyhow::Result<()> {
         write!(out, "{status}")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(own: &str, asked: Option<&str>, lock: Option<RawFd>) -> String {
+        let own = own.split_whitespace().map(OsString::from);
+        let arguments = arguments_after(own, asked.map(str::as_bytes), lock);
+        arguments.join(OsStr::new(" ")).into_string().unwrap()
+    }
+
+    #[test]
+    fn one_of_our_kind_gets_our_arguments_and_the_lock() {
+        let own = "--no-domains --run-dir /x";
+        let first = after(own, None, Some(5));
+        assert_eq!(first, "--no-domains --run-dir /x -U --inherit-lock 5");
+        assert_eq!(
+            after(&first, None, Some(5)),
+            first,
+            "nothing is added again"
+        );
+        let asked = after(own, Some(" --log\tdebug -U "), Some(5));
+        assert_eq!(asked, "--log debug -U --inherit-lock 5");
+    }
+
+    #[test]
+    fn any_other_stays_in_the_foreground_unless_its_arguments_are_said() {
+        assert_eq!(after("--no-domains", None, None), "--no-fork -U");
+        assert_eq!(after("--no-domains", Some("-N -V"), None), "-N -V -U");
+    }
 }

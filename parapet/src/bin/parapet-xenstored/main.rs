@@ -6,12 +6,18 @@
 //!   guests ── grant 1, a port ─────┘      ▲
 //!   Xen ── VIRQ_DOM_EXC ── look around ───┘ sysctl: who shut down, who is gone?
 //! ```
+//!
+//! CONTROL live-update makes the process another program, with all its connections: `successor` is
+//! how it is left, and `serve` how it is taken up.
 
 #![forbid(unsafe_code)]
 
+mod c_options;
 mod cli;
 mod domains;
 mod serve;
+mod state;
+mod successor;
 
 fn main() -> std::process::ExitCode {
     cli::main()

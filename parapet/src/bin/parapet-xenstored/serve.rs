@@ -1,6 +1,8 @@
 //! The daemon's life.
 
 use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,16 +14,20 @@ use parapet::daemon::{
 };
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::seam::{Channel as _, Tasks};
-use parapet_hypervisor::xen::{self, Channel, KernelXenstore, Threads, Xen};
+use parapet_hypervisor::xen::{self, Channel, KernelXenstore, Ports, Threads, Xen, inherit};
 use parapet_xen_sys::event_channel::Virq;
 use parapet_xen_sys::{DomId, Port};
-use parapet_xenstore::host;
-use parapet_xenstore::server::daemon::{Daemon, Handle};
+use parapet_xenstore::host::{self, SocketTransport};
+use parapet_xenstore::server::Restored;
+use parapet_xenstore::server::daemon::{Daemon, Domains, Handle};
 use parapet_xenstore::server::files::Folder;
 use parapet_xenstore::server::socket;
-use parapet_xenstore::store::Store;
+use parapet_xenstore::store::{Quotas, Store};
+use parapet_xenstore::transport::Transport;
 
 use crate::domains::{NoDomains, XenDomains};
+use crate::state::{self, StateFiles};
+use crate::successor::{EventChannels, Exec};
 
 /// What the command line chose.
 pub(crate) struct Settings {
@@ -30,6 +36,41 @@ pub(crate) struct Settings {
     pub(crate) user: Option<String>,
     pub(crate) metrics_file: Option<PathBuf>,
     pub(crate) metrics_interval: Duration,
+    /// What each guest may use.
+    pub(crate) quotas: Quotas,
+    /// It goes on where the program before it stopped.
+    pub(crate) follows: Option<Follows>,
+}
+
+/// What the program before this one said to it.
+pub(crate) struct Follows {
+    /// The number under which it left the lock.
+    pub(crate) lock: Option<RawFd>,
+}
+
+/// What the program before this one has left.
+struct Inherited {
+    restored: Restored,
+    files: StateFiles,
+    lock: Option<OwnedFd>,
+    socket: Option<OwnedFd>,
+}
+
+impl Inherited {
+    fn take(follows: &Follows, quotas: Quotas) -> anyhow::Result<Self> {
+        let (files, stream) = StateFiles::found()?;
+        let restored = state::restored(&stream, quotas)?;
+        let take = |number: Option<RawFd>, what| {
+            let taken = number.map(inherit::take).transpose();
+            taken.with_context(|| format!("{what} was not left open"))
+        };
+        Ok(Inherited {
+            lock: take(follows.lock, "the lock")?,
+            socket: take(restored.global.socket, "the socket")?,
+            restored,
+            files,
+        })
+    }
 }
 
 /// Why the host is not ready.
@@ -80,7 +121,8 @@ struct Host {
 }
 
 impl Host {
-    fn open() -> Result<(Threads, Self), NotReady> {
+    /// With the `ports` that were left open, if any were.
+    fn open(ports: Option<OwnedFd>) -> Result<(Threads, Self), NotReady> {
         // One thread: there is one store.
         let xen = Xen::with_workers(DomId::ZERO, 1)?;
         let domains = xen::Domains::open()?;
@@ -88,7 +130,14 @@ impl Host {
         let host = Host {
             kernel: KernelXenstore::open()?.port(),
             news: threads.bind_virq(Virq::DomExc)?,
-            domains: XenDomains { xen, domains },
+            domains: XenDomains {
+                ports: match ports {
+                    Some(ports) => Ports::inherit(&threads, ports)?,
+                    None => Ports::open(&threads)?,
+                },
+                xen,
+                domains,
+            },
         };
         Ok((threads, host))
     }
@@ -96,6 +145,29 @@ impl Host {
 
 /// What is opened for every domain that is introduced.
 const EVENT_CHANNELS: &str = "/dev/xen/evtchn";
+
+/// A daemon of these domains: a new one, or one that goes on.
+fn begin(
+    threads: &Threads,
+    restored: Option<Restored>,
+    quotas: &Quotas,
+    domains: impl Domains,
+) -> (Daemon, Handle) {
+    let socket = |number| {
+        let stream = inherit::take(number).map(UnixStream::from);
+        match stream.and_then(|stream| SocketTransport::new(threads, stream)) {
+            Ok(transport) => Some(Box::new(transport) as Box<dyn Transport>),
+            Err(error) => {
+                log::warn!("a local client is lost: {error}");
+                None
+            }
+        }
+    };
+    match restored {
+        Some(restored) => Daemon::resume(restored, domains, socket),
+        None => Daemon::of(Store::new(quotas.clone()), domains),
+    }
+}
 
 /// Serves until a signal comes.
 pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
@@ -113,32 +185,55 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         };
         user.is_ready(needed).map_err(NotReady::from)?;
     }
+    let inherited = settings
+        .follows
+        .as_ref()
+        .map(|follows| Inherited::take(follows, settings.quotas.clone()))
+        .transpose()
+        .map_err(Failure::Failed)?;
+    let (restored, files, lock, socket) = match inherited {
+        Some(it) => (Some(it.restored), Some(it.files), it.lock, it.socket),
+        None => (None, None, None, None),
+    };
+    let ports = restored.as_ref().and_then(|it| it.global.event_channels);
     let (threads, host) = match settings.no_domains {
         true => (Threads::start(1).map_err(NotReady::from)?, None),
         false => {
-            let (threads, host) = Host::open()?;
+            let ports = ports.map(inherit::take).transpose();
+            let ports = ports.context("the event channels were not left open");
+            let (threads, host) = Host::open(ports.map_err(Failure::Failed)?)?;
             (threads, Some(host))
         }
     };
-    let _lock = Lock::take(&settings.run_dir, NAME).map_err(NotReady::from)?;
+    let lock = match lock {
+        Some(lock) => Lock::inherit(lock),
+        None => Lock::take(&settings.run_dir, NAME).map_err(NotReady::from)?,
+    };
     raise_open_files();
     let path = host::default_path();
-    let listening = Listening::open(&path).map_err(NotReady::from)?;
+    let listening = match socket {
+        Some(socket) => Listening::inherit(socket, &path),
+        None => Listening::open(&path).map_err(NotReady::from)?,
+    };
 
     let (ending, work) = ending()?;
-    let clock = threads.clone();
-    let run = |daemon: Daemon| {
+    let run = |daemon: Daemon, event_channels| {
+        let exec = Exec::new(&threads, &listening, &lock, event_channels, user.is_none());
+        let daemon = daemon
+            .with_clock(threads.clone())
+            .with_files(Folder::default())
+            .with_successor(exec);
         threads.spawn(async move {
-            let daemon = daemon.with_clock(clock).with_files(Folder::default());
             daemon.run().await;
             work.done(());
         });
     };
     let on_xen = host.is_some();
+    let follows = restored.is_some();
     let xenstored = match host {
         None => {
-            let (daemon, xenstored) = Daemon::of(Store::default(), NoDomains);
-            run(daemon);
+            let (daemon, xenstored) = begin(&threads, restored, &settings.quotas, NoDomains);
+            run(daemon, EventChannels::Unused(ports));
             xenstored
         }
         Some(Host {
@@ -146,12 +241,21 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
             kernel,
             news,
         }) => {
-            let (daemon, xenstored) = Daemon::of(Store::default(), domains);
-            run(daemon);
+            let ports = EventChannels::Of(domains.ports.clone());
+            let mut known = restored.iter().flat_map(|it| &it.connections);
+            let kernel_is_known = known.any(|(_, end)| end.domid() == Some(DomId::ZERO));
+            let (daemon, xenstored) = begin(&threads, restored, &settings.quotas, domains);
+            if follows {
+                // First of all: what happened while nobody looked.
+                xenstored.look_around();
+            }
+            run(daemon, ports);
             threads.spawn(tell_news(news, xenstored.clone()));
-            block_on(xenstored.introduce(DomId::ZERO, kernel))
-                .map_err(|_| anyhow!("domain 0's kernel cannot be connected: see the log"))
-                .map_err(Failure::Failed)?;
+            if !kernel_is_known {
+                block_on(xenstored.introduce(DomId::ZERO, kernel))
+                    .map_err(|_| anyhow!("domain 0's kernel cannot be connected: see the log"))
+                    .map_err(Failure::Failed)?;
+            }
             xenstored
         }
     };
@@ -179,10 +283,16 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     let _metrics = _metrics
         .context("metrics cannot be kept")
         .map_err(Failure::Failed)?;
-    match on_xen {
-        true => log::info!("serves the domains of this host, and {}", path.display()),
-        false => log::info!("serves {}", path.display()),
+    if let Some(files) = files {
+        files.done();
     }
+    let goes_on = if follows { "goes on and " } else { "" };
+    let domains = if on_xen {
+        "the domains of this host, and "
+    } else {
+        ""
+    };
+    log::info!("{goes_on}serves {domains}{}", path.display());
     match ending.wait() {
         End::Signal(signal) if on_xen => {
             log::warn!("stopped by {signal}: this host has no xenstore until it is booted again");
