@@ -117,7 +117,13 @@ impl Client {
     fn fill(&mut self) -> std::io::Result<()> {
         self.received.copy_within(self.fresh.clone(), 0);
         self.fresh = 0..self.fresh.len();
-        let got = self.stream.read(&mut self.received[self.fresh.end..])?;
+        let got = loop {
+            // A signal may come while we wait: to stop and go on is one.
+            match self.stream.read(&mut self.received[self.fresh.end..]) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
         if got == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
