@@ -107,6 +107,11 @@ impl Listening {
         })
     }
 
+    /// Whether it is systemd's, and stays when this is dropped.
+    pub fn is_lent(&self) -> bool {
+        self.path.is_none()
+    }
+
     /// The socket itself.
     ///
     /// # Errors

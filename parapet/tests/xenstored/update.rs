@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -226,6 +227,8 @@ fn a_program_that_cannot_follow_changes_nothing() {
     let broken = place.script("broken", "\x7fELF nothing");
     let plain = place.script("plain", "");
     fs::set_permissions(&plain, fs::Permissions::from_mode(0o644)).unwrap();
+    // It would not go on from a state, but end well.
+    let other = Path::new("/bin/true");
     let mut said = |program: &Path| {
         let program = program.to_str().unwrap();
         match &*control(&mut client, &["-f", program]) {
@@ -235,6 +238,7 @@ fn a_program_that_cannot_follow_changes_nothing() {
     };
     assert_eq!(said(&refuses), "it is bad");
     assert_eq!(said(&broken), "Error activating new binary.");
+    assert_eq!(said(other), "Error activating new binary.");
     assert_eq!(said(&plain), "File not executable.");
     assert_eq!(said(&place.path("nowhere")), "File not accessible.");
     assert!(!place.state_is_left());
@@ -246,6 +250,63 @@ fn a_program_that_cannot_follow_changes_nothing() {
     assert_eq!(place.told(), "READY=1");
     assert!(!place.state_is_left());
     running.stop(Signal::SIGTERM);
+}
+
+#[test]
+fn arguments_that_the_next_program_would_end_by_change_nothing() {
+    let place = Place::new();
+    let running = place.start(&mut place.daemon(&["--no-domains"]));
+    let mut client = connect(&place);
+    for (arguments, why) in [
+        ("--no-domains --nonsense", "unexpected argument"),
+        ("--no-domains --live-update", "cannot be used multiple times"),
+        ("--no-domains --user nobody-of-this-name", "nobody-of-this-name"),
+        ("--no-domains -S much", "is no quota"),
+        ("--no-domains status", "unexpected argument"),
+        ("--help", "Error activating new binary."),
+        ("--version", "Error activating new binary."),
+    ] {
+        assert_eq!(control(&mut client, &["-f", PROGRAM]), "OK");
+        assert_eq!(control(&mut client, &["-c", arguments]), "OK");
+        let said = control(&mut client, &["-s", "-t", "60"]);
+        assert!(said.contains(why), "{arguments}: {said}");
+        assert!(!place.state_is_left());
+    }
+    client.write("/a", "1").unwrap();
+    running.stop(Signal::SIGTERM);
+}
+
+#[test]
+fn an_update_goes_on_where_the_folder_of_the_status_socket_is_gone() {
+    let place = Place::new();
+    let running = place.start(&mut place.daemon(&["--no-domains"]));
+    fs::remove_dir_all(place.path("run")).unwrap();
+    let mut client = connect(&place);
+    client.write("/a", "1").unwrap();
+    assert_eq!(update(&mut client, PROGRAM), "OK");
+    assert_eq!(client.read("/a").unwrap(), b"1");
+    let log = running.stop(Signal::SIGTERM);
+    assert!(log.contains("goes on without: the status socket"), "{log}");
+}
+
+#[test]
+fn a_socket_of_systemds_is_its_own_after_updates_too() {
+    let place = Place::new();
+    fs::create_dir(place.path("xenstored")).unwrap();
+    let listener = UnixListener::bind(place.socket()).unwrap();
+    let script = "exec 3<&0; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
+    let mut command = place.command("sh");
+    command.args(["-c", script, PROGRAM, "--no-domains", "--run-dir"]);
+    command.arg(place.path("run"));
+    command.stdin(OwnedFd::from(listener));
+    let running = place.start(&mut command);
+    let mut client = connect(&place);
+    for _ in 0..2 {
+        assert_eq!(update(&mut client, PROGRAM), "OK");
+        assert_eq!(place.told(), "READY=1");
+    }
+    running.stop(Signal::SIGTERM);
+    assert!(place.socket().exists());
 }
 
 #[test]

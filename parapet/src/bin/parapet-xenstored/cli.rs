@@ -17,7 +17,6 @@ use parapet::daemon::{Failure, ask, completions, exit, level, manual, metrics, s
 
 use crate::c_options::{self, Translated};
 use crate::serve::{self, Follows, Settings};
-use crate::state;
 
 /// The store of a Xen host, in place of Xen's own xenstored: for domain 0's kernel, for guests, and
 /// for libxl, xl and the xenstore-* tools unchanged.
@@ -73,8 +72,8 @@ struct Serve {
     )]
     metrics_interval: u64,
 
-    /// Says whether a daemon could go on from this state, and ends: what a live update asks of the
-    /// new program first.
+    /// Says whether a daemon could go on from this state, with all other arguments, and ends: what
+    /// a live update asks of the new program first.
     #[arg(long, value_name = "FILE")]
     check_state: Option<PathBuf>,
 
@@ -204,12 +203,8 @@ pub(crate) fn main() -> ExitCode {
     };
     let cli = Cli::parse_from([program].into_iter().chain(rest));
     let outcome = match cli.command {
-        None if let Some(file) = cli.serve.check_state => {
-            state::check(&file).map_err(Failure::Failed)
-        }
         None => {
-            start_log(cli.serve.log);
-            serve::serve(&Settings {
+            let settings = Settings {
                 run_dir: cli.run_dir,
                 no_domains: cli.serve.no_domains,
                 user: cli.serve.user,
@@ -219,7 +214,13 @@ pub(crate) fn main() -> ExitCode {
                 follows: cli.serve.live_update.then_some(Follows {
                     lock: cli.serve.inherit_lock,
                 }),
-            })
+            };
+            if let Some(file) = cli.serve.check_state {
+                serve::check(&settings, &file)
+            } else {
+                start_log(cli.serve.log);
+                serve::serve(&settings)
+            }
         }
         Some(Command::Show(args)) => show(&cli.run_dir, &args).map_err(Failure::Failed),
         Some(Command::Completions { shell }) => {

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -169,13 +169,10 @@ fn begin(
     }
 }
 
-/// Serves until a signal comes.
-pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
-    // Before there are threads.
-    no_new_privileges();
+/// The user to become, who can.
+fn user(settings: &Settings) -> Result<Option<Unprivileged>, NotReady> {
     let user = settings.user.as_deref().map(Unprivileged::named);
-    let user = user.transpose().map_err(NotReady::from)?;
-    // Before the kernel takes us up, which it does with one xenstored only.
+    let user = user.transpose()?;
     if let Some(user) = &user {
         let devices = [EVENT_CHANNELS];
         let needed = if settings.no_domains {
@@ -183,8 +180,40 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         } else {
             &devices
         };
-        user.is_ready(needed).map_err(NotReady::from)?;
+        user.is_ready(needed)?;
     }
+    Ok(user)
+}
+
+/// Whether a daemon with these settings could go on from the state in `file`, as far as can be told
+/// while another one serves.
+pub(crate) fn check(settings: &Settings, file: &Path) -> Result<(), Failure> {
+    user(settings)?;
+    if !settings.no_domains {
+        Xen::with_workers(DomId::ZERO, 1).map_err(NotReady::from)?;
+        xen::Domains::open().map_err(NotReady::from)?;
+    }
+    state::check(file, settings.quotas.clone()).map_err(Failure::Failed)
+}
+
+/// What a daemon does not begin without, and one that goes on can do without: it has a store to
+/// lose.
+fn spare<T, E: std::fmt::Display>(outcome: Result<T, E>, follows: bool) -> Result<Option<T>, E> {
+    match outcome {
+        Err(error) if follows => {
+            log::error!("goes on without: {error}");
+            Ok(None)
+        }
+        outcome => outcome.map(Some),
+    }
+}
+
+/// Serves until a signal comes.
+pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
+    // Before there are threads.
+    no_new_privileges();
+    // Before the kernel takes us up, which it does with one xenstored only.
+    let user = user(settings)?;
     let inherited = settings
         .follows
         .as_ref()
@@ -264,8 +293,8 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         // It is gone only when this process is about to be.
         move || Status::new(&block_on(xenstored.statistics()).unwrap_or_default())
     };
-    let _socket =
-        StatusSocket::open(&settings.run_dir, NAME, status.clone()).map_err(NotReady::Status)?;
+    let socket = StatusSocket::open(&settings.run_dir, NAME, status.clone());
+    let _socket = spare(socket.map_err(NotReady::Status), follows)?;
     let accept = listening
         .listener()
         .and_then(|listener| socket::accept(threads.clone(), listener, xenstored))

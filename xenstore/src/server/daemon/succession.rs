@@ -130,7 +130,9 @@ impl Daemon {
         let Some(mut successor) = self.hub.successor.take() else {
             return;
         };
+        // One that is cut off already is not left: the successor would never close it.
         let legacies = self.hub.connections.iter();
+        let legacies = legacies.filter(|(client, _)| self.server.is_connected(**client));
         let legacies = legacies
             .filter_map(|(client, connection)| Some((*client, connection.transport.legacy()?)));
         let estate = Estate {
@@ -141,5 +143,75 @@ impl Daemon {
         self.hub.successor = Some(successor);
         self.server.end_update(&failure);
         self.rouse_stirred();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::sync::Arc;
+    use std::sync::Mutex;
+
+    use parapet_xen_sys::{DomId, Errno, Port};
+
+    use super::super::Command;
+    use super::*;
+    use crate::server::Life;
+    use crate::store::Store;
+    use crate::wire::Request;
+
+    struct NoDomains;
+
+    impl Domains for NoDomains {
+        fn life(&self, _: DomId) -> Life {
+            Life::Gone
+        }
+
+        fn connect(&mut self, _: DomId, _: Port) -> Result<Box<dyn Transport>, Errno> {
+            Err(Errno::EINVAL)
+        }
+    }
+
+    /// One that takes note of what it is left, and fails.
+    struct Next(Arc<Mutex<Vec<Legacy>>>);
+
+    impl Successor for Next {
+        fn look_at(&mut self, _: &[u8]) -> Result<(), &'static str> {
+            Ok(())
+        }
+
+        fn call_after(&mut self, _: Duration, _: Box<dyn FnOnce() + Send>) {}
+
+        fn succeed(&mut self, _: &Due, estate: &Estate<'_>) -> String {
+            *self.0.lock().unwrap() = estate.legacies().collect();
+            "no".into()
+        }
+    }
+
+    #[test]
+    fn a_client_that_is_cut_off_is_not_left_to_the_next_program() {
+        let left = Arc::new(Mutex::new(Vec::new()));
+        let (daemon, _handle) = Daemon::of(Store::default(), NoDomains);
+        let mut daemon = daemon.with_successor(Next(left.clone()));
+        for number in [3, 4] {
+            let transport = Lost(Legacy::Socket(number));
+            daemon.obey(Command::Connect(Box::new(transport)));
+        }
+        let clients: Vec<_> = daemon.hub.connections.keys().copied().collect();
+        let [admin, other] = clients[..] else {
+            panic!("there are two");
+        };
+        for arguments in [&[&b"-f"[..], b"/new"][..], &[b"-s"]] {
+            let command = Request::Control {
+                command: b"live-update",
+                arguments: arguments.into(),
+            };
+            let mut bytes = Vec::new();
+            command.encode(1, 0, &mut bytes).unwrap();
+            daemon.server.input(admin, &bytes);
+            while daemon.server.serve(admin, &mut daemon.hub) {}
+        }
+        daemon.server.fail(other, RingError::Comm);
+        daemon.update();
+        assert_eq!(*left.lock().unwrap(), [Legacy::Socket(3)]);
     }
 }
