@@ -20,6 +20,7 @@
     reason = "a test that panics is a test that failed"
 )]
 
+mod control;
 mod daemon;
 mod differences;
 mod exchange;

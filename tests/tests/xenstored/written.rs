@@ -12,7 +12,7 @@ use crate::{GUESTS, LOCALS, Ours, Packaged};
 
 /// Three guests at home, then these steps: every outcome the same, with no known difference.
 #[track_caller]
-fn same(steps: impl IntoIterator<Item = Step>) {
+pub(crate) fn same(steps: impl IntoIterator<Item = Step>) {
     if !packaged::is_there() {
         return;
     }
