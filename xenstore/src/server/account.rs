@@ -83,7 +83,7 @@ enum Use {
 pub(super) struct Agenda {
     due: BTreeSet<(Instant, ClientId)>,
     /// Those that wait for memory, which others may give back.
-    no_memory: BTreeSet<ClientId>,
+    pub(super) no_memory: BTreeSet<ClientId>,
     event_timeout: Option<Duration>,
 }
 
@@ -145,6 +145,7 @@ impl Server {
     /// Looks at what a guest uses now, tells the store, and holds it or lets it go on.
     pub(super) fn settle(&mut self, client: ClientId) {
         let Some(connection) = self.connections.get_mut(&client) else {
+            self.agenda.no_memory.remove(&client);
             return;
         };
         let domid = match connection.peer {

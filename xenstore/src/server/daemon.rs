@@ -474,6 +474,11 @@ impl Daemon {
             self.rouse_stirred();
         }
         self.serve_all(cx);
+        let untidy = self.server.tidy();
+        self.rouse_stirred();
+        if untidy || !self.hub.due.is_empty() {
+            cx.waker().wake_by_ref();
+        }
         let due = self.server.due();
         if let Some(timer) = &mut self.timer
             && timer.poll_until(due, cx).is_ready()
@@ -483,13 +488,10 @@ impl Daemon {
         Poll::Pending
     }
 
-    /// Obeys, and serves those who rang. Whatever is left to do wakes it again.
+    /// Obeys, and serves those who rang, as many as may keep other tasks waiting.
     fn serve_all(&mut self, cx: &mut Context<'_>) {
         self.commands.register(cx.waker());
         self.hub.door.register(cx.waker());
-        if self.server.tidy() {
-            cx.waker().wake_by_ref();
-        }
         while let Some(command) = self.commands.take() {
             self.obey(command);
             self.rouse_stirred();
@@ -510,7 +512,6 @@ impl Daemon {
                 return;
             }
         }
-        cx.waker().wake_by_ref();
     }
 
     fn obey(&mut self, command: Command) {

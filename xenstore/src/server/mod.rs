@@ -197,7 +197,9 @@ impl Server {
     /// Goes on with what was put off so that nobody waits for it: to be called between others'
     /// requests, as long as it says that there is more.
     pub fn tidy(&mut self) -> bool {
-        self.store.tidy()
+        let more = self.store.tidy();
+        self.look_after_held();
+        more
     }
 
     /// The store.
@@ -420,6 +422,7 @@ impl Server {
         if domid != DomId::ZERO {
             self.store.forget(domid);
         }
+        self.look_after_held();
         if domain.is_some() {
             self.store.announce(SpecialEvent::Release, domid);
         }
