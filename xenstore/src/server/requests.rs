@@ -308,6 +308,8 @@ impl Server {
         mut permissions: Vec<Permission>,
         world: &impl World,
     ) -> Result<Answer, Errno> {
+        // Each look-up is work for the host: so no more of them than entries are allowed.
+        self.store.check_entries(client, permissions.len())?;
         for entry in &permissions {
             // An entry for a domain that there is not counts for nothing.
             let _ = self.look_up(entry.domid, world);

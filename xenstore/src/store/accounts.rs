@@ -188,6 +188,37 @@ fn names_that_come_and_go_are_not_noted_for_ever() {
 }
 
 #[test]
+fn no_node_outlives_its_owner_however_many_there_are() {
+    let mut store = open_store();
+    for n in 0..400 {
+        let path = Path::new(&format!("/{n}")).unwrap();
+        store.write(ClientId(1), LIVE, &path, b"").unwrap();
+    }
+    store.detach(ClientId(1));
+    store.forget(DomId(1));
+    let names = store.list(DOM0, LIVE, &Path::root()).unwrap();
+    assert_eq!(names.names().collect::<Vec<_>>(), ["tool"]);
+}
+
+#[test]
+fn to_name_many_domains_costs_no_more_than_what_is_there() {
+    let mut store = open_store();
+    let guest = ClientId(1);
+    for n in 0..5000 {
+        let path = Path::new(&format!("/{n}")).unwrap();
+        let others = (0..4).map(|k| Permission::read(DomId(100 + 4 * n + k)));
+        let entries: Vec<_> = [Permission::none(DomId(1))]
+            .into_iter()
+            .chain(others)
+            .collect();
+        store.write(guest, LIVE, &path, b"").unwrap();
+        store.set_permissions(guest, LIVE, &path, &entries).unwrap();
+        store.remove(guest, LIVE, &path).unwrap();
+    }
+    assert!(store.named.len() < 600, "{}", store.named.len());
+}
+
+#[test]
 fn a_guest_that_would_reach_its_quota_on_memory_is_refused() {
     let mut store = open_store();
     let guest = ClientId(1);

@@ -42,6 +42,13 @@ impl Authors {
         self.recent.push_back((generation, Some(caller.domid)));
     }
 
+    /// A domain is gone: the next one with its id is not to blame for what it did.
+    pub(super) fn forget(&mut self, domid: DomId) {
+        for (_, author) in &mut self.recent {
+            author.take_if(|author| *author == domid);
+        }
+    }
+
     /// The guests that made these changes, but `victim`. Each change is blamed on them once.
     pub(super) fn blame(
         &mut self,

@@ -373,6 +373,7 @@ impl Store {
         }
         self.done(log);
         self.domains.forget(domid);
+        self.authors.forget(domid);
         for client in self.clients.values_mut() {
             client.caller.target.take_if(|target| *target == domid);
         }
@@ -490,6 +491,15 @@ impl Store {
         path: &Path,
     ) -> Result<(), Errno> {
         self.apply(client, tx, |workspace| workspace.remove(path))
+    }
+
+    /// Whether the client may give a node so many permission entries.
+    ///
+    /// # Errors
+    /// `ENOSPC` for the quota.
+    pub fn check_entries(&mut self, client: ClientId, entries: usize) -> Result<(), Errno> {
+        let domid = self.caller(client)?.domid;
+        self.domains.check(domid, Quota::NodePermissions, entries)
     }
 
     /// SET_PERMS. The first entry is the owner's.

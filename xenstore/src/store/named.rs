@@ -8,7 +8,8 @@
 //! Only where a name begins is noted: at a node that names a domain, as owner or in another entry,
 //! and whose parent does not. Whoever follows the children that name it from there on finds the
 //! others. What is noted may have changed since, so it is looked at again before it is used; and
-//! once there is twice as much as was true when it was last looked through, it is looked through.
+//! once there is twice as much as was true when it was last looked through, it is looked through:
+//! all of it, since a guest may name domains that never were.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
@@ -21,19 +22,18 @@ use super::path::Path;
 use super::permissions::Permissions;
 use super::tree::Tree;
 
-/// How many places of one domain are not looked through.
-const FEW: usize = 64;
-
-#[derive(Debug, Default)]
-struct Places {
-    paths: BTreeSet<Path>,
-    /// So many were true when they were last looked through.
-    true_then: usize,
-}
+/// How many places are not looked through.
+const FEW: usize = 256;
 
 /// The places, by domain.
 #[derive(Debug, Default)]
-pub(super) struct Named(BTreeMap<DomId, Places>);
+pub(super) struct Named {
+    places: BTreeMap<DomId, BTreeSet<Path>>,
+    /// How many there are.
+    len: usize,
+    /// So many were true when they were last looked through.
+    true_then: usize,
+}
 
 impl Named {
     /// A node has these permissions now, and the one above it those.
@@ -76,14 +76,18 @@ impl Named {
     }
 
     fn add(&mut self, domid: DomId, path: Path, tree: &Tree) {
-        let places = self.0.entry(domid).or_default();
-        places.paths.insert(path);
-        if places.paths.len() > FEW.max(2 * places.true_then) {
-            places.paths.retain(|path| {
-                let node = tree.get(path);
-                node.is_some_and(|node| node.permissions().name(domid))
+        let new = self.places.entry(domid).or_default().insert(path);
+        self.len += usize::from(new);
+        if self.len > FEW.max(2 * self.true_then) {
+            self.places.retain(|&domid, paths| {
+                paths.retain(|path| {
+                    let node = tree.get(path);
+                    node.is_some_and(|node| node.permissions().name(domid))
+                });
+                !paths.is_empty()
             });
-            places.true_then = places.paths.len();
+            self.len = self.places.values().map(BTreeSet::len).sum();
+            self.true_then = self.len;
         }
     }
 
@@ -91,9 +95,10 @@ impl Named {
     /// is below one that goes is left out.
     pub(super) fn take(&mut self, domid: DomId, tree: &Tree) -> BTreeMap<Path, bool> {
         let mut found = BTreeMap::new();
-        let places = self.0.remove(&domid).unwrap_or_default();
+        let places = self.places.remove(&domid).unwrap_or_default();
+        self.len -= places.len();
         let at = |path: Path| Some((path.clone(), tree.get(&path)?));
-        let mut todo: Vec<(Path, &Arc<Node>)> = places.paths.into_iter().filter_map(at).collect();
+        let mut todo: Vec<(Path, &Arc<Node>)> = places.into_iter().filter_map(at).collect();
         while let Some((path, node)) = todo.pop() {
             let permissions = node.permissions();
             if !permissions.name(domid) || found.contains_key(&path) {
@@ -118,6 +123,6 @@ impl Named {
     /// How many places are noted.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.0.values().map(|places| places.paths.len()).sum()
+        self.len
     }
 }

@@ -110,6 +110,25 @@ fn a_guest_learns_nothing_of_nodes_that_it_may_not_read() {
 }
 
 #[test]
+fn a_transaction_does_not_tell_its_guest_of_changes_that_it_may_not_see() {
+    let mut store = store();
+    for seen in ["/local/domain/8/x", "/local/domain/8/none"] {
+        store
+            .write(OTHER, LIVE, &path("/local/domain/8/x"), b"1")
+            .unwrap();
+        let tx = store.begin(GUEST).unwrap();
+        let refused = store.read(GUEST, tx, &path(seen)).map(drop);
+        assert_eq!(refused, Err(Errno::EACCES));
+        store
+            .write(GUEST, tx, &path("/local/domain/7/x"), b"1")
+            .unwrap();
+        store.write(OTHER, LIVE, &path(seen), b"2").unwrap();
+        assert_eq!(store.end(GUEST, tx, true), Ok(()), "{seen}");
+        assert_eq!(store.take_blamed(), None);
+    }
+}
+
+#[test]
 fn only_the_privileged_give_nodes_away() {
     let mut store = store();
     let home = path("/local/domain/7");

@@ -260,6 +260,112 @@ fn domain_0_and_local_clients_wait_for_nobody_and_one_guest_for_another_not_long
     }
 }
 
+#[test]
+fn a_domain_is_not_blamed_for_what_one_did_that_had_its_id() {
+    let mut bench = Bench::new();
+    bench.wait(1000 * MS);
+    let path = b"/open".as_slice();
+    bench.ask(bench.local, 0, &Request::Mkdir(path)).unwrap();
+    let permissions = vec!["b0".parse().unwrap()];
+    let open = Request::SetPerms { path, permissions };
+    bench.ask(bench.local, 0, &open).unwrap();
+    let tx = bench.begin(bench.local);
+    bench.ask(bench.local, tx, &Request::Read(path)).unwrap();
+    bench.ask(bench.guest, 0, &write(path, b"1")).unwrap();
+    bench.server.release(DOMAIN, &mut bench.world);
+    let world = &mut bench.world;
+    let next = bench.server.introduce(DOMAIN, Port(3), world).unwrap();
+    bench.wait(1000 * MS);
+    assert_eq!(bench.commit(bench.local, tx), Err(Errno::EAGAIN));
+    assert!(bench.server.wants_input(next));
+}
+
+#[test]
+fn a_guest_is_let_go_on_when_its_memory_comes_back_in_a_later_slice() {
+    let mut bench = Bench::new();
+    let (local, guest) = (bench.local, bench.guest);
+    bench.ask(local, 0, &Request::Mkdir(b"/big")).unwrap();
+    let path = b"/big/a".as_slice();
+    bench.ask(local, 0, &write(path, &[b'v'; 1000])).unwrap();
+    let permissions = vec![Permission::none(DOMAIN)];
+    let own = Request::SetPerms { path, permissions };
+    bench.ask(local, 0, &own).unwrap();
+    for n in 0..5000 {
+        let path = alloc::format!("/big/b{n}");
+        let node = Request::Mkdir(path.as_bytes());
+        bench.ask(local, 0, &node).unwrap();
+    }
+    bench.set("memory", 900);
+    bench.assert_held(guest);
+    bench.ask(local, 0, &Request::Rm(b"/big")).unwrap();
+    assert!(!bench.server.wants_input(guest), "it takes time");
+    bench.server.take_stirred();
+    while bench.server.tidy() {}
+    assert!(bench.server.take_stirred().contains(&guest));
+    assert!(bench.server.wants_input(guest));
+}
+
+#[test]
+fn a_guest_is_let_go_on_when_its_memory_was_below_a_domain_that_died() {
+    let mut bench = Bench::new();
+    let (local, guest) = (bench.local, bench.guest);
+    let world = &mut bench.world;
+    bench.server.introduce(DomId(6), Port(1), world).unwrap();
+    for (path, owner) in [(&b"/big"[..], DomId(6)), (b"/big/a", DOMAIN)] {
+        bench.ask(local, 0, &write(path, &[b'v'; 1000])).unwrap();
+        let permissions = vec![Permission::none(owner)];
+        let own = Request::SetPerms { path, permissions };
+        bench.ask(local, 0, &own).unwrap();
+    }
+    bench.set("memory", 900);
+    bench.assert_held(guest);
+    bench.server.take_stirred();
+    bench.server.release(DomId(6), &mut bench.world);
+    assert!(bench.server.take_stirred().contains(&guest));
+}
+
+#[test]
+fn a_guest_that_died_while_it_was_held_is_not_looked_after_for_ever() {
+    let mut bench = Bench::new();
+    bench
+        .ask(bench.guest, 0, &write(b"x", &[b'v'; 1000]))
+        .unwrap();
+    bench.set("memory", 900);
+    bench.server.release(DOMAIN, &mut bench.world);
+    bench.ask(bench.local, 0, &Request::Read(b"/")).unwrap();
+    assert!(bench.server.agenda.no_memory.is_empty());
+}
+
+#[test]
+fn the_daemon_takes_apart_what_was_removed_though_nobody_asks_for_anything() {
+    let host = Place::host();
+    let mut store = Store::default();
+    let (client, live) = (ClientId(0), crate::TransactionId::NONE);
+    store.attach(client, Caller::PRIVILEGED);
+    store.know(DOMAIN);
+    let path = |text: &str| crate::store::Path::new(text).unwrap();
+    for n in 0..20_000 {
+        let path = path(&alloc::format!("/big/{n}"));
+        store.mkdir(client, live, &path).unwrap();
+    }
+    let own = [Permission::none(DOMAIN)];
+    store
+        .set_permissions(client, live, &path("/big"), &own)
+        .unwrap();
+    store.detach(client);
+    let (daemon, xenstored) = Daemon::new(host.clone(), store, |_| false);
+    host.spawn(daemon.run());
+    host.run(async {
+        xenstored.release(DOMAIN).await;
+        for _ in 0..100 {
+            yield_now().await;
+        }
+        let statistics = xenstored.statistics().await.unwrap();
+        let left = statistics.domains[0].used[Quota::Nodes];
+        assert!(left < 10, "{left} nodes are left");
+    });
+}
+
 /// A clock that goes on when it is told to.
 #[derive(Clone, Default)]
 struct ByHand(Arc<Mutex<Hand>>);

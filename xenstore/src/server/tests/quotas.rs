@@ -229,3 +229,20 @@ fn what_is_traced_goes_to_the_file_that_was_named() {
     let line = "\n     5            1            0            0            0           39\n";
     assert!(report.contains(line), "{report}");
 }
+
+#[test]
+fn too_many_permissions_are_refused_before_their_domains_are_looked_up() {
+    let mut bench = Bench::new();
+    let path = b"/local/domain/5".as_slice();
+    let entry = |domid| Permission::read(DomId(domid));
+    let own = [Permission::none(DOMAIN)].into_iter();
+    let many = |last| own.clone().chain((6..=last).map(entry)).collect();
+    let permissions = many(9);
+    let allowed = Request::SetPerms { path, permissions };
+    let permissions = [many(9), many(9)].concat();
+    let refused = Request::SetPerms { path, permissions };
+    assert_eq!(bench.ask(bench.guest, 0, &refused), Err(Errno::ENOSPC));
+    assert!(!bench.server.store().knows(DomId(9)));
+    bench.ask(bench.guest, 0, &allowed).unwrap();
+    assert!(bench.server.store().knows(DomId(9)));
+}
