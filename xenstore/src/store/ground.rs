@@ -11,6 +11,7 @@
 //! live tree like any request, and is counted by what it finds there.
 
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::sync::Arc;
 
 use parapet_xen_sys::DomId;
@@ -21,7 +22,7 @@ use super::node::Node;
 use super::path::Path;
 use super::permissions::Permissions;
 use super::remains::{self, Remains};
-use super::tree::Tree;
+use super::tree::{self, Tree};
 
 /// Nodes and bytes that belong to a domain, more or less than before.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -117,18 +118,37 @@ impl Ground<'_> {
         }
     }
 
-    /// Adds a node where there is none. Its parent is there.
-    pub(super) fn insert(&mut self, path: &Path, node: Node) {
+    /// Adds a node with all below it where there is none. Its parent is there.
+    pub(super) fn insert(&mut self, path: &Path, top: Arc<Node>) {
         let Some(parent) = path.parent() else { return };
         let name = path.as_str().rsplit('/').next().unwrap_or("");
-        if let Books::Live { named, .. } = &mut self.books {
-            let above = self.tree.get_str(parent).map(|node| node.permissions());
-            named.note(path, node.permissions(), above, self.tree);
-        }
-        let owner = node.permissions().owner();
-        self.own(owner, Owned::node(path.as_str().len(), &node));
         self.list(parent, (name.len() + 1).cast_signed());
-        self.tree.insert(path, node, self.now);
+        tree::walk(path.as_str(), &top, &mut |path, node| {
+            let owner = node.permissions().owner();
+            self.own(owner, Owned::node(path.len(), node));
+            true
+        });
+        self.tree.insert(path, top, self.now);
+        let Books::Live { named, .. } = &mut self.books else {
+            return;
+        };
+        // It is in the tree by now: what is noted of it is true.
+        let above = self.tree.get_str(parent).map(|node| node.permissions());
+        let Some(top) = self.tree.get(path) else {
+            return;
+        };
+        named.note(path, top.permissions(), above, self.tree);
+        tree::walk(path.as_str(), top, &mut |path, node| {
+            let above = node.permissions();
+            for (name, child) in node.children() {
+                if !child.permissions().is(above)
+                    && let Ok(path) = Path::new(&format!("{path}/{name}"))
+                {
+                    named.note(&path, child.permissions(), Some(above), self.tree);
+                }
+            }
+            true
+        });
     }
 
     /// Removes a node with all below it.

@@ -129,7 +129,9 @@ impl Node {
 
     /// Adds a child that is not there yet.
     pub(super) fn add(&mut self, name: &str, mut node: Arc<Node>, now: u64) {
-        Arc::make_mut(&mut node).rename(name);
+        if node.name_bytes() != name.as_bytes() {
+            Arc::make_mut(&mut node).rename(name);
+        }
         let family = self.family.get_or_insert_default();
         family.bytes += name.len() + 1;
         family.generation = now;
@@ -147,6 +149,11 @@ impl Node {
     /// Takes out some child, to take the node apart: the list of children stays as long as it was.
     pub(super) fn pop_child(&mut self) -> Option<Arc<Node>> {
         self.family.as_mut()?.children.pop()
+    }
+
+    /// There are no more levels of nodes below.
+    pub(super) fn height(&self) -> usize {
+        self.family.as_ref().map_or(0, |it| it.height.into())
     }
 
     /// Notes that there are to be that many levels of nodes below.
@@ -169,24 +176,6 @@ impl Node {
     pub(super) fn set_permissions(&mut self, permissions: Permissions, now: u64) {
         self.permissions = permissions;
         self.generation = now;
-    }
-
-    /// The same node without its children.
-    pub(super) fn childless(&self) -> Node {
-        let generation = self.list_generation();
-        Node {
-            text: self.text.clone(),
-            name: self.name,
-            permissions: self.permissions.clone(),
-            family: self.family.is_some().then(|| {
-                Box::new(Family {
-                    generation,
-                    ..Family::default()
-                })
-            }),
-            born: self.born,
-            generation: self.generation,
-        }
     }
 
     /// The bytes that the quota on a node's size counts, as C xenstored lays a node out.

@@ -14,7 +14,7 @@ use super::node::Node;
 use super::path::Path;
 use super::permissions::Permissions;
 use super::remains::Remains;
-use super::tree::Tree;
+use super::tree::{Places, Tree};
 
 /// How a transaction depends on a node.
 #[derive(Debug, Clone, Copy, Default)]
@@ -105,6 +105,11 @@ impl Log {
         self.changes.push(change);
     }
 
+    /// Whether there is a trace: a transaction's.
+    pub(super) fn is_kept(&self) -> bool {
+        self.touched.is_some()
+    }
+
     /// How many nodes were touched.
     pub(super) fn len(&self) -> usize {
         self.touched.as_ref().map_or(0, BTreeMap::len)
@@ -161,17 +166,26 @@ impl Transaction {
     /// transactions that add children to one directory do not disturb each other.
     fn holds(&self, live: &Tree, domains: &Domains) -> bool {
         let touched = self.log.touched.iter().flatten();
+        let mut places = Places::of(&self.tree);
+        let mut owner_lives = |path| {
+            places.get(path).is_none_or(|node| {
+                let permissions = node.permissions();
+                domains.is_since(permissions.owner(), permissions.since())
+            })
+        };
+        // The owner that it gave a node is to be the domain that was meant.
         self.disturbances(live).next().is_none()
             && touched
                 .filter(|(_, touch)| touch.modified)
-                .all(|(path, _)| self.owner_lives(path, domains))
+                .all(|(path, _)| owner_lives(path))
     }
 
     /// The generations of the changes in `live` that it does not agree with.
-    pub(super) fn disturbances(&self, live: &Tree) -> impl Iterator<Item = u64> {
+    pub(super) fn disturbances<'a>(&'a self, live: &'a Tree) -> impl Iterator<Item = u64> + 'a {
         let touched = self.log.touched.iter().flatten();
+        let (mut before, mut now) = (Places::of(&self.base), Places::of(live));
         touched.filter_map(
-            move |(path, touch)| match (self.base.get(path), live.get(path)) {
+            move |(path, touch)| match (before.get(path), now.get(path)) {
                 (None, None) => None,
                 (None, Some(live)) => Some(live.content_generation()),
                 // Whoever removed it changed the list of which it, or a node above it, was part.
@@ -191,14 +205,6 @@ impl Transaction {
         )
     }
 
-    /// Whether the owner that the transaction gave a node is still the domain that was meant.
-    fn owner_lives(&self, path: &Path, domains: &Domains) -> bool {
-        self.tree.get(path).is_none_or(|node| {
-            let permissions = node.permissions();
-            domains.is_since(permissions.owner(), permissions.since())
-        })
-    }
-
     /// Makes its changes in the live tree: what there is to tell of them.
     ///
     /// # Errors
@@ -209,17 +215,27 @@ impl Transaction {
         }
         // In the order of paths, so parents before children.
         let touched = self.log.touched.iter().flatten();
+        let mut places = Places::of(&self.tree);
+        // It and all below it is in the live tree as it is here.
+        let mut same: Option<&Path> = None;
         for (path, _) in touched.filter(|(_, touch)| touch.modified) {
-            let Some(node) = self.tree.get(path) else {
+            if same.is_some_and(|above| path.levels_below(above.as_str()).is_some()) {
+                continue;
+            }
+            let Some(node) = places.get(path) else {
                 live.remove(path);
                 continue;
             };
-            let born = Some(node.born());
-            if live.tree.get(path).map(|live| live.born()) == born {
+            let there = live.tree.get(path);
+            if there.is_some_and(|there| Arc::ptr_eq(there, node)) {
+                same = Some(path);
+            } else if there.is_some_and(|there| there.born() == node.born()) {
                 live.set_content(path, node);
             } else {
+                // Born in this transaction, and so is all below it.
                 live.remove(path);
-                live.insert(path, node.childless());
+                live.insert(path, node.clone());
+                same = Some(path);
             }
         }
         Ok(self.take_changes())

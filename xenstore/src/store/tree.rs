@@ -126,13 +126,13 @@ impl Tree {
         Some(change(node))
     }
 
-    /// Adds a node where there is none. Its parent is there.
-    pub(super) fn insert(&mut self, path: &Path, node: Node, now: u64) {
+    /// Adds a node with all below it where there is none. Its parent is there.
+    pub(super) fn insert(&mut self, path: &Path, node: Arc<Node>, now: u64) {
         let (Some(parent), Some(name)) = (path.parent(), path.names().next_back()) else {
             return;
         };
-        self.change_str(parent, 1, |parent| {
-            parent.add(name, Arc::new(node), now);
+        self.change_str(parent, 1 + node.height(), |parent| {
+            parent.add(name, node, now);
         });
     }
 
@@ -155,6 +155,43 @@ impl Tree {
             walk(name, special, &mut enter);
         }
         walk("/", &self.root, &mut enter);
+    }
+}
+
+/// Finds one node after another, each from where the one before has led to: so many in a deep place
+/// take no more steps than there are nodes on the way.
+pub(super) struct Places<'a> {
+    tree: &'a Tree,
+    last: &'a str,
+    /// The nodes on the way to the last one, and where in its path the name of each ends.
+    way: Vec<(usize, &'a Arc<Node>)>,
+}
+
+impl<'a> Places<'a> {
+    pub(super) fn of(tree: &'a Tree) -> Self {
+        let (last, way) = ("", Vec::new());
+        Places { tree, last, way }
+    }
+
+    /// [`Tree::get`].
+    pub(super) fn get(&mut self, path: &'a Path) -> Option<&'a Arc<Node>> {
+        let path = path.as_str();
+        let (bytes, last) = (path.as_bytes(), self.last.as_bytes());
+        let alike = bytes.iter().zip(last).take_while(|(a, b)| a == b).count();
+        let same = |end: usize| end <= alike && bytes.get(end).is_none_or(|&byte| byte == b'/');
+        while self.way.pop_if(|(end, _)| !same(*end)).is_some() {}
+        self.last = path;
+        let (mut end, mut node) = match self.way.last() {
+            Some(&(end, node)) => (end, node),
+            None => (0, self.tree.top(path.starts_with('@'))),
+        };
+        for name in path::names(path.get(end..)?) {
+            node = node.child(name)?;
+            let slash = bytes.get(end) == Some(&b'/');
+            end += usize::from(slash) + name.len();
+            self.way.push((end, node));
+        }
+        Some(node)
     }
 }
 

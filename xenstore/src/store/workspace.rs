@@ -6,6 +6,7 @@
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::mem;
 
 use parapet_xen_sys::{DomId, Errno};
 
@@ -32,34 +33,37 @@ impl<'a> Workspace<'a, '_> {
     /// `EACCES`; `ENOENT`, but only to those who may know: who has any of `rights` on the nearest
     /// node above.
     fn find(&mut self, path: &Path, rights: Rights) -> Result<&Arc<Node>, Errno> {
-        self.log.saw(path);
-        self.check_touched()?;
         let domains = &*self.ground.domains;
         let permitted = |node: &Node| node.permissions().rights(&self.caller, domains);
-        if let Some(node) = self.ground.tree.get(path) {
-            return if permitted(node).include(rights) {
-                Ok(node)
-            } else {
-                Err(Errno::EACCES)
-            };
+        let node = self.ground.tree.get(path);
+        let nearest = match node {
+            Some(_) => None,
+            None => Some(self.ground.tree.nearest(path)),
+        };
+        let allowed = match (node, &nearest) {
+            (Some(node), _) => permitted(node).include(rights),
+            (None, Some(nearest)) => permitted(nearest.node).meet(rights),
+            (None, None) => false,
+        };
+        // What was refused is not depended on: else a commit would tell its guest of changes that
+        // it may not see, and others would be blamed for having made them.
+        if !allowed {
+            return Err(Errno::EACCES);
         }
-        let nearest = self.ground.tree.nearest(path);
-        let may_know = permitted(nearest.node).meet(rights);
-        for depth in [nearest.depth, nearest.depth + 1] {
+        self.log.saw(path);
+        for depth in nearest.iter().flat_map(|it| [it.depth, it.depth + 1]) {
             if let Ok(seen) = Path::new(path.prefix(depth)) {
                 self.log.saw(&seen);
             }
         }
-        Err(if may_know {
-            Errno::ENOENT
-        } else {
-            Errno::EACCES
-        })
-    }
-
-    /// The quota on the nodes that a transaction touches.
-    fn check_touched(&mut self) -> Result<(), Errno> {
-        self.check_or_fail(Quota::TransactionNodes, self.log.len())
+        // How many nodes a transaction touches.
+        let touched = self.log.len();
+        let quota = Quota::TransactionNodes;
+        let domid = self.caller.domid;
+        let checked = self.ground.domains.check(domid, quota, touched);
+        self.log.failed |= checked.is_err();
+        checked?;
+        node.ok_or(Errno::ENOENT)
     }
 
     /// The quota on the size of a node.
@@ -168,17 +172,26 @@ impl<'a> Workspace<'a, '_> {
             let owned = owned.saturating_add_signed(drafted);
             self.check(Quota::Nodes, owned + names.len())?;
         }
-        let paths = (depth + 1..=depth + names.len()).map(|levels| path.prefix(levels).len());
+        let paths = || path.prefixes().skip(depth + 1);
         let empty = node::size(permissions.len(), 0, 0);
-        let bytes = paths.map(|path| path + empty).sum::<usize>() + value.len();
+        let bytes = paths().map(|path| path.len() + empty).sum::<usize>() + value.len();
         self.check_memory(owner, bytes)?;
 
-        for levels in 1..=names.len() {
-            let whole = Path::new(path.prefix(depth + levels))?;
-            let value = if levels == names.len() { value } else { &[] };
-            let node = Node::new(value, permissions.clone(), self.ground.now);
-            self.ground.insert(&whole, node);
-            self.log.modified(&whole);
+        // Made from the lowest up and added at once: it takes as many steps as there are levels.
+        let now = self.ground.now;
+        let mut made = Node::new(value, permissions.clone(), now);
+        for name in names.iter().skip(1).rev() {
+            let below = mem::replace(&mut made, Node::new(&[], permissions.clone(), now));
+            made.grow(below.height() + 1);
+            made.add(name, Arc::new(below), now);
+        }
+        if self.log.is_kept() {
+            for path in paths() {
+                self.log.modified(&Path::new(path)?);
+            }
+        }
+        if let Some(top) = paths().next() {
+            self.ground.insert(&Path::new(top)?, Arc::new(made));
         }
         self.changed(path, None);
         Ok(())
