@@ -39,6 +39,29 @@ pub fn leave(number: RawFd, open: bool) -> io::Result<()> {
     }
 }
 
+/// Has reads and writes of a descriptor wait for what is not there yet, or not. Whoever shares it
+/// shares this, too.
+///
+/// # Errors
+/// `EBADF`: there is none of this number.
+pub fn block(number: RawFd, block: bool) -> io::Result<()> {
+    // SAFETY: this asks for a number, and touches no memory.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFL) };
+    if flags == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    let flags = match block {
+        true => flags & !libc::O_NONBLOCK,
+        false => flags | libc::O_NONBLOCK,
+    };
+    // SAFETY: this changes what reads and writes do, and touches no memory.
+    let done = unsafe { libc::fcntl(number, libc::F_SETFL, flags) };
+    match done {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 fn closes_on_exec(number: RawFd) -> io::Result<bool> {
     // SAFETY: this asks for a number, and touches no memory.
     let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };

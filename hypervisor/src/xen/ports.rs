@@ -15,7 +15,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, Weak};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::event_channel::Port;
 use parapet_xen_sys::linux::evtchn::{Notify, Unbind};
@@ -23,7 +22,7 @@ use zerocopy::IntoBytes;
 
 use super::channel::{self, Channel, Source};
 use super::device::{self, Device};
-use super::{NotReady, Threads};
+use super::{NotReady, Threads, inherit};
 use crate::seam::{EventError, Events};
 use crate::wait::lock;
 
@@ -110,7 +109,7 @@ impl Ports {
     /// The host's.
     pub fn inherit(threads: &Threads, descriptor: OwnedFd) -> Result<Self, NotReady> {
         let ports = Ports::new(threads, Device::from(descriptor)).map_err(unusable)?;
-        ports.block(false).map_err(unusable)?;
+        inherit::block(ports.descriptor(), false).map_err(unusable)?;
         Ok(ports)
     }
 
@@ -145,18 +144,6 @@ impl Ports {
     /// The number of the descriptor.
     pub fn descriptor(&self) -> i32 {
         self.shared.as_fd().as_raw_fd()
-    }
-
-    /// Whether a read without an event waits for one, as other programs expect who inherit the
-    /// descriptor.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn block(&self, block: bool) -> io::Result<()> {
-        let mut flags = OFlag::from_bits_retain(fcntl(&self.shared, FcntlArg::F_GETFL)?);
-        flags.set(OFlag::O_NONBLOCK, !block);
-        fcntl(&self.shared, FcntlArg::F_SETFL(flags))?;
-        Ok(())
     }
 }
 

@@ -259,8 +259,14 @@ fn arguments_that_the_next_program_would_end_by_change_nothing() {
     let mut client = connect(&place);
     for (arguments, why) in [
         ("--no-domains --nonsense", "unexpected argument"),
-        ("--no-domains --live-update", "cannot be used multiple times"),
-        ("--no-domains --user nobody-of-this-name", "nobody-of-this-name"),
+        (
+            "--no-domains --live-update",
+            "cannot be used multiple times",
+        ),
+        (
+            "--no-domains --user nobody-of-this-name",
+            "nobody-of-this-name",
+        ),
         ("--no-domains -S much", "is no quota"),
         ("--no-domains status", "unexpected argument"),
         ("--help", "Error activating new binary."),

@@ -21,3 +21,6 @@ for over in "$there" "$back"; do
     detach pv-taken xvdb
     nodes=$(xenstore-ls -fp)
 done
+io_under_way pv-taken xvda
+guest_off pv-taken
+expect "what is left" "$(leftovers "$domid")" = "grants=0 ports=0 backends=0"

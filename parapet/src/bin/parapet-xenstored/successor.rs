@@ -57,14 +57,6 @@ impl EventChannels {
             EventChannels::Unused(number) => *number,
         }
     }
-
-    /// For a program that expects a read to wait, or for us.
-    fn block(&self, block: bool) -> io::Result<()> {
-        match self {
-            EventChannels::Of(ports) => ports.block(block),
-            EventChannels::Unused(_) => Ok(()),
-        }
-    }
 }
 
 /// What is left to the next program besides connections.
@@ -118,11 +110,17 @@ impl Exec {
             Legacy::Socket(number) => Some(number),
             Legacy::Port(_) => None,
         });
-        let lock = Some(self.lock).filter(|_| ours);
-        let mut left: Vec<RawFd> = sockets.chain([self.socket]).chain(lock).collect();
-        left.extend(self.event_channels.descriptor());
+        let mut left = Left {
+            lock: Some(self.lock).filter(|_| ours),
+            ours: sockets.chain([self.socket]).collect(),
+            others: None,
+        };
+        match &self.event_channels {
+            EventChannels::Of(ports) => left.ours.push(ports.descriptor()),
+            EventChannels::Unused(number) => left.others = *number,
+        }
         let own = std::env::args_os().skip(1);
-        let arguments = cli::arguments_after(own, due.arguments.as_deref(), lock);
+        let arguments = cli::arguments_after(own, due.arguments.as_deref(), left.lock);
         if let Some(file) = files.path().filter(|_| ours) {
             check(program, &arguments, file)?;
         }
@@ -138,11 +136,7 @@ impl Exec {
         let environment: Vec<_> = environment
             .collect::<Result<_, _>>()
             .map_err(|_| NOT_ACTIVATED)?;
-        let failure = self
-            .event_channels
-            .block(!ours)
-            .and_then(|()| leave(&left, true));
-        let failure = match failure {
+        let failure = match left.leave(!ours) {
             // Not as a shell would: what is no program is not to become a script.
             Ok(()) => {
                 let Err(error) = execve(&words[0], &words, &environment);
@@ -150,8 +144,7 @@ impl Exec {
             }
             Err(error) => error,
         };
-        let undone = self.event_channels.block(false);
-        if let Err(error) = undone.and(leave(&left, false)) {
+        if let Err(error) = left.take_back() {
             log::error!("what was left open is not taken back: {error}");
         }
         log::error!("{} cannot be run: {failure}", program.display());
@@ -198,9 +191,33 @@ impl Successor for Exec {
     }
 }
 
-fn leave(descriptors: &[RawFd], open: bool) -> io::Result<()> {
-    let mut left = descriptors.iter().map(|it| inherit::leave(*it, open));
-    left.try_for_each(|left| left)
+/// The descriptors that stay open.
+struct Left {
+    lock: Option<RawFd>,
+    /// The sockets and ours of event channels, which never wait with us.
+    ours: Vec<RawFd>,
+    /// What was inherited, and is handed on as it is.
+    others: Option<RawFd>,
+}
+
+impl Left {
+    /// Leaves them open; and has them wait if the next program reads only what it waits for. C
+    /// xenstored takes a read that does not for the end of its client.
+    fn leave(&self, block: bool) -> io::Result<()> {
+        for number in &self.ours {
+            inherit::block(*number, block)?;
+        }
+        let mut left = self.ours.iter().chain(&self.lock).chain(&self.others);
+        left.try_for_each(|number| inherit::leave(*number, true))
+    }
+
+    fn take_back(&self) -> io::Result<()> {
+        for number in &self.ours {
+            inherit::block(*number, false)?;
+        }
+        let mut taken = self.ours.iter().chain(&self.lock);
+        taken.try_for_each(|number| inherit::leave(*number, false))
+    }
 }
 
 /// Whether a program is one of our kind, which can be asked about a state. C xenstored could not
@@ -214,7 +231,10 @@ fn is_ours(program: &Path) -> Result<bool, &'static str> {
     // C xenstored's goes to standard error.
     let text = [help.stdout, help.stderr].concat();
     let text = String::from_utf8_lossy(&text);
-    match (text.contains("--check-state"), text.contains("--keep-orphans")) {
+    match (
+        text.contains("--check-state"),
+        text.contains("--keep-orphans"),
+    ) {
         (true, _) => Ok(true),
         (false, true) => Ok(false),
         (false, false) => Err(NOT_ACTIVATED),
