@@ -385,7 +385,7 @@ impl Model {
         let mut may = BTreeSet::new();
         let mut told = BTreeSet::new();
         // What was refused does not count: by it a guest could learn of what it may not see.
-        let refused = |answer: &Answer| *answer == Err(Errno::EACCES);
+        let refused = |answer: &Answer| matches!(answer, Err(Errno::EACCES | Errno::EPERM));
         for (op, answer) in &transaction.done {
             if refused(answer) {
                 continue;
