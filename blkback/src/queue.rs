@@ -114,7 +114,7 @@ struct InFlight {
     id: u64,
     operation: u8,
     since: Instant,
-    bytes: usize,
+    bytes: u64,
     does: Does,
 }
 
@@ -443,7 +443,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             Ok(()) => {
                 let now = now.unwrap_or_else(|| self.place.now());
                 kind.operations.add(1);
-                kind.bytes.add(request.bytes as u64);
+                kind.bytes.add(request.bytes);
                 kind.latencies.record(now.since(request.since));
                 self.respond(tag, Status::OKAY);
             }

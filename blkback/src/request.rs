@@ -141,7 +141,7 @@ pub enum Refusal {
         /// `sector_number`.
         first: u64,
         /// How many the segments have.
-        count: u32,
+        count: u64,
         /// The disk's size.
         sectors: u64,
     },
@@ -182,16 +182,16 @@ fn transfer<'a>(slot: &'a Slot, disk: &Disk) -> Result<Transfer<'a>, Refusal> {
         .get(..usize::from(slot.nr_segments))
         .filter(|segments| !segments.is_empty())
         .ok_or(Refusal::SegmentCount(slot.nr_segments))?;
-    let mut count = 0;
+    let mut count = 0u64;
     for segment in segments {
         let (first, last) = (segment.first_sect, segment.last_sect);
         if first > last || last >= SECTORS_PER_PAGE {
             return Err(Refusal::Segment { first, last });
         }
-        count += u32::from(last - first) + 1;
+        count += u64::from(last - first) + 1;
     }
     let first = slot.sector_number;
-    match first.checked_add(count.into()) {
+    match first.checked_add(count) {
         Some(end) if end <= disk.sectors => Ok(Transfer {
             sectors: Sectors { first, count },
             segments,

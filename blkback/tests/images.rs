@@ -108,7 +108,7 @@ fn read(queue: &mut Queue, sectors: Sectors) -> io::Result<Vec<u8>> {
 }
 
 fn write(queue: &mut Queue, first: u64, bytes: &[u8]) -> io::Result<()> {
-    let count = (bytes.len() / SECTOR_SIZE) as u32;
+    let count = (bytes.len() / SECTOR_SIZE) as u64;
     let sectors = Sectors { first, count };
     run(queue, Operation::Write(sectors), Memory::of(bytes)).result
 }
@@ -126,17 +126,19 @@ enum Step {
     Read(Sectors),
     Write(Sectors, u8),
     Flush,
+    Discard(Sectors),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let sectors = (0..SECTORS, 1u32..20).prop_map(|(first, count)| Sectors {
+    let sectors = (0..SECTORS, 1u64..20).prop_map(|(first, count)| Sectors {
         first,
-        count: count.min((SECTORS - first) as u32),
+        count: count.min(SECTORS - first),
     });
     let step = prop_oneof![
         sectors.clone().prop_map(Step::Read),
-        (sectors, any::<u8>()).prop_map(|(sectors, seed)| Step::Write(sectors, seed)),
+        (sectors.clone(), any::<u8>()).prop_map(|(sectors, seed)| Step::Write(sectors, seed)),
         Just(Step::Flush),
+        sectors.prop_map(Step::Discard),
     ];
     proptest::collection::vec(step, 1..40)
 }
@@ -164,6 +166,16 @@ fn follows_the_model(image: &dyn Image<Memory>, steps: &[Step]) {
             Step::Flush => {
                 let memory = Memory(Scratch::new(SECTOR_SIZE));
                 run(queue, Operation::Flush, memory).result.unwrap();
+            }
+            Step::Discard(sectors) => {
+                let at = sectors.first as usize * SECTOR_SIZE;
+                model[at..at + sectors.count as usize * SECTOR_SIZE].fill(0);
+                let discard = Operation::Discard {
+                    sectors,
+                    secure: false,
+                };
+                let memory = Memory(Scratch::new(SECTOR_SIZE));
+                run(queue, discard, memory).result.unwrap();
             }
         }
     }

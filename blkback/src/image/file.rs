@@ -252,7 +252,8 @@ fn extent(sectors: Sectors) -> Extent {
     Extent {
         offset: sectors.offset(),
         skip: 0,
-        len: sectors.bytes(),
+        // A transfer's, which fits memory.
+        len: sectors.bytes() as usize,
     }
 }
 
@@ -262,6 +263,10 @@ impl From<Operation> for host::Operation {
             Operation::Read(sectors) => host::Operation::Read(extent(sectors)),
             Operation::Write(sectors) => host::Operation::Write(extent(sectors)),
             Operation::Flush => host::Operation::Sync,
+            Operation::Discard { sectors, .. } => host::Operation::Discard {
+                offset: sectors.offset(),
+                len: sectors.bytes(),
+            },
         }
     }
 }
@@ -326,7 +331,7 @@ impl<L: Lease> Queued<L> {
         let (extent, nothing) = match &mut rest.operation {
             host::Operation::Read(extent) => (extent, io::ErrorKind::UnexpectedEof),
             host::Operation::Write(extent) => (extent, io::ErrorKind::WriteZero),
-            host::Operation::Sync => return Some(Ok(())),
+            host::Operation::Sync | host::Operation::Discard { .. } => return Some(Ok(())),
         };
         if done >= extent.len {
             return Some(Ok(()));

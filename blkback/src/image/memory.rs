@@ -8,7 +8,8 @@ use parapet_hypervisor::host::{Lease, Ram};
 use parapet_hypervisor::memory::OutOfView;
 
 use super::{
-    Access, Completion, Image, ImageQueue, Job, Limits, Operation, SECTOR_SIZE, Sectors, Submitted,
+    Access, Completion, Discard, Image, ImageQueue, Job, Limits, Operation, SECTOR_SIZE, Sectors,
+    Submitted,
 };
 
 /// A RAM disk: zero at first, gone when the last user drops it. All queues see the same bytes.
@@ -54,6 +55,11 @@ impl MemoryImage {
                 Ok(())
             }
             Operation::Flush => Ok(()),
+            Operation::Discard { sectors, .. } => {
+                let len = usize::try_from(sectors.bytes()).unwrap_or(usize::MAX);
+                self.ram.view().slice(start(sectors), len)?.zero();
+                Ok(())
+            }
         }
     }
 }
@@ -74,6 +80,14 @@ impl<L: Lease> Image<L> for MemoryImage {
 
     fn physical_sector_size(&self) -> u32 {
         SECTOR_SIZE as u32
+    }
+
+    fn discard(&self) -> Option<Discard> {
+        Some(Discard {
+            granularity: SECTOR_SIZE as u32,
+            alignment: 0,
+            secure: false,
+        })
     }
 
     fn open_queue(&self, _limits: Limits) -> io::Result<Box<dyn ImageQueue<L>>> {

@@ -8,7 +8,8 @@
 //! | | checked by | before |
 //! |---|---|---|
 //! | sectors lie within [`Image::sectors`], nothing wraps | the queue | [`ImageQueue::submit`] |
-//! | no write to an image that is [`Image::read_only`] | the queue | [`ImageQueue::submit`] |
+//! | no write to an image that is [`Image::read_only`], and no discard | the queue | [`ImageQueue::submit`] |
+//! | no discard that [`Image::discard`] does not offer | the queue | [`ImageQueue::submit`] |
 //! | the lease has as many bytes as the sectors, in parts of whole sectors, aligned to one | the queue | [`ImageQueue::submit`] |
 //! | a tag is below [`Limits::depth`] and names one job in flight | the queue | [`ImageQueue::submit`] |
 //! | the file's size, type, readability and lock | the image | it is opened |
@@ -16,6 +17,9 @@
 //!
 //! So an image sees no guest: what it is told to do can be done, unless the host cannot, and then
 //! the [`Completion`] says so. A job is never reported as done when only part of it was.
+//!
+//! An image may shrink while it is in use ([`Image::measure`]): a job that was checked against the
+//! larger size then fails, as one that passes the end.
 //!
 //! A flush makes durable every write that *completed* before the flush was submitted. Order among
 //! jobs in flight is nobody's promise.
@@ -60,11 +64,46 @@ pub trait Image<L: Lease>: fmt::Debug + Send + Sync {
     /// The unit in bytes that is written best: a power of two, at least [`SECTOR_SIZE`].
     fn physical_sector_size(&self) -> u32;
 
+    /// How sectors can be forgotten; none if they cannot.
+    fn discard(&self) -> Option<Discard> {
+        None
+    }
+
+    /// Looks again at how large it is, for an image that somebody else may have made larger or
+    /// smaller; [`Image::sectors`] says so from then on.
+    ///
+    /// # Errors
+    /// The host's. The size is then what it was.
+    fn measure(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Gives it another size.
+    ///
+    /// # Errors
+    /// The host's; [`io::ErrorKind::Unsupported`] if images of this kind have the size that they
+    /// were made with.
+    fn resize(&self, sectors: u64) -> io::Result<()> {
+        let _ = sectors;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// An engine for one queue.
     ///
     /// # Errors
     /// The host's.
     fn open_queue(&self, limits: Limits) -> io::Result<Box<dyn ImageQueue<L>>>;
+}
+
+/// How an image forgets sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Discard {
+    /// The unit in bytes that can be forgotten: a multiple of [`SECTOR_SIZE`].
+    pub granularity: u32,
+    /// Where the first whole unit begins, in bytes.
+    pub alignment: u32,
+    /// Whether it can be done so that nothing on the medium could be recovered.
+    pub secure: bool,
 }
 
 /// How much a queue will ask for at once.
@@ -83,8 +122,8 @@ pub struct Limits {
 pub struct Sectors {
     /// The first.
     pub first: u64,
-    /// How many.
-    pub count: u32,
+    /// How many. A transfer has as many as its memory; a discard may have any number.
+    pub count: u64,
 }
 
 impl Sectors {
@@ -93,9 +132,9 @@ impl Sectors {
         self.first.saturating_mul(SECTOR_SIZE as u64)
     }
 
-    /// The run's length in bytes.
-    pub(crate) fn bytes(self) -> usize {
-        self.count as usize * SECTOR_SIZE
+    /// The run's length in bytes: fits, as the offset does.
+    pub(crate) fn bytes(self) -> u64 {
+        self.count.saturating_mul(SECTOR_SIZE as u64)
     }
 }
 
@@ -108,6 +147,14 @@ pub enum Operation {
     Write(Sectors),
     /// Make durable the writes that have completed.
     Flush,
+    /// Forget what is in the sectors, which read as zeroes afterwards where the image keeps data at
+    /// all. The lease has no memory. Only for an image that offers it ([`Image::discard`]).
+    Discard {
+        /// The sectors.
+        sectors: Sectors,
+        /// Leave nothing on the medium that could be recovered; only if that is offered.
+        secure: bool,
+    },
 }
 
 /// Something to do, and the memory for it.

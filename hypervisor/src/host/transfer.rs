@@ -5,6 +5,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use nix::fcntl::FallocateFlags;
+
 use super::lease::{NOWHERE, gather};
 use super::{Extent, Lease, Operation};
 
@@ -22,6 +24,13 @@ pub fn transfer<L: Lease>(file: impl AsFd, operation: Operation, lease: &L) -> i
         Operation::Read(extent) => (extent, true),
         Operation::Write(extent) => (extent, false),
         Operation::Sync => return Ok(nix::unistd::fdatasync(file)?),
+        Operation::Discard { offset, len } => {
+            let (Ok(offset), Ok(len)) = (offset.try_into(), len.try_into()) else {
+                return Err(io::ErrorKind::InvalidInput.into());
+            };
+            let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            return Ok(nix::fcntl::fallocate(file, hole, offset, len)?);
+        }
     };
     while extent.len > 0 {
         let done = some(file.as_fd().as_raw_fd(), extent, read, lease)?;

@@ -25,6 +25,14 @@ pub enum Operation {
     /// Make durable what was written and completed before (fdatasync). The lease's memory is not
     /// used.
     Sync,
+    /// Give back the space of a stretch of the file, which then reads as zeroes (the punched hole
+    /// of fallocate). The lease's memory is not used.
+    Discard {
+        /// Where it begins, in bytes.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
 }
 
 /// An operation that was not started. The lease comes back.
@@ -225,6 +233,7 @@ impl<L: Lease> Uring<L> {
                 self.file.write(&iovecs[..used], extent.offset, buffer)
             }
             Operation::Sync => Some(self.file.sync()),
+            Operation::Discard { offset, len } => Some(self.file.discard(offset, len)),
         };
         let Some(entry) = entry else {
             return Err(Refused::NoMemory(take(slot)));
@@ -390,6 +399,13 @@ impl Handle {
     fn sync(&self) -> squeue::Entry {
         on_file!(self, |file| opcode::Fsync::new(file)
             .flags(types::FsyncFlags::DATASYNC)
+            .build())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> squeue::Entry {
+        on_file!(self, |file| opcode::Fallocate::new(file, len)
+            .offset(offset)
+            .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
             .build())
     }
 }
