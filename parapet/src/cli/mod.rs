@@ -4,13 +4,12 @@
 //! error, beginning with `parapet:`, and make the exit status 1. A command line that makes no
 //! sense is 2. `parapet xenstore` has the exit statuses of the tools that it stands for.
 
-mod copy;
+mod blk;
 mod demonstration;
 mod guests;
 mod images;
 mod output;
 mod run;
-mod sum;
 mod xenstore;
 
 use std::ffi::OsString;
@@ -48,9 +47,7 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Run),
-    /// Uses single disk images, each through a guest's disk.
-    #[command(subcommand, arg_required_else_help = true)]
-    Blk(Blk),
+    Blk(blk::Blk),
     Xenstore(xenstore::Xenstore),
     Completions(Completions),
     Man(Man),
@@ -91,65 +88,6 @@ A file with one guest:
 A file with several has each below a line [[guest]], and may begin with `pcpus = N`. A target is
 a path (from the file's folder, if it is relative), null:SIZE, or memory:SIZE."#;
 
-#[derive(Debug, Subcommand)]
-enum Blk {
-    Sum(Sum),
-    Copy(Copy),
-}
-
-/// Prints the SHA-256 of disk images, exactly as sha256sum would.
-///
-/// For each image a guest reads the whole of it through its disk. An image whose size is not a
-/// multiple of 512 bytes is no disk, and is refused. After an error it goes on with the next
-/// image; the exit status then is 1.
-#[derive(Debug, Args)]
-#[command(after_help = SUM_EXAMPLES)]
-struct Sum {
-    /// Raw images, or block devices.
-    #[arg(required = true, value_name = "IMAGE")]
-    images: Vec<PathBuf>,
-
-    /// Prints one JSON object a line instead, with the size.
-    #[arg(long)]
-    json: bool,
-}
-
-const SUM_EXAMPLES: &str = "\
-Examples:
-  parapet blk sum disk.img
-  parapet blk sum a.img b.img > SHA256SUMS; sha256sum --check SHA256SUMS";
-
-/// Copies a disk image: a guest reads one disk, writes another, and flushes it.
-///
-/// If TARGET is no device, the copy is made under a temporary name beside it, and takes its name
-/// when it is complete and flushed: whatever ends the copy early, there is never a TARGET that is
-/// only half written, and one that was there before is as it was. A TARGET that exists is refused
-/// without --force. With it, a file is replaced by the copy, and keeps its permissions; a block
-/// device, which must be at least as large as SOURCE, is written in place from its beginning.
-#[derive(Debug, Args)]
-#[command(after_help = COPY_EXAMPLES)]
-struct Copy {
-    /// A raw image, or a block device.
-    source: PathBuf,
-
-    /// A new image, or, with --force, an image or a block device that is there.
-    target: PathBuf,
-
-    /// Replaces a TARGET that exists; writes to it if it is a block device.
-    #[arg(short, long)]
-    force: bool,
-
-    /// Prints the report as JSON instead of text.
-    #[arg(long)]
-    json: bool,
-}
-
-const COPY_EXAMPLES: &str = "\
-Examples:
-  parapet blk copy golden.img guest7.img
-  parapet blk copy --force golden.img /dev/vg/guest7
-  parapet blk copy --json golden.img guest7.img";
-
 /// Prints the completions for a shell.
 #[derive(Debug, Args)]
 #[command(after_help = COMPLETIONS_EXAMPLES)]
@@ -185,8 +123,7 @@ pub(crate) fn main() -> ExitCode {
     start_log(verbose);
     let result = match command {
         Command::Run(args) => run::run(&args),
-        Command::Blk(Blk::Sum(args)) => sum::sum(&args),
-        Command::Blk(Blk::Copy(args)) => copy::copy(&args),
+        Command::Blk(args) => blk::blk(&args),
         Command::Xenstore(args) => xenstore::xenstore(&args),
         Command::Completions(Completions { shell }) => done(completions::<Cli>("parapet", shell)),
         Command::Man(Man { folder }) => done(manual::<Cli>(&folder)),

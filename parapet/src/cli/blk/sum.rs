@@ -1,7 +1,7 @@
 //! `parapet blk sum`.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -10,7 +10,29 @@ use parapet::host::Host;
 use parapet::programs::{Outcome, Sum};
 use serde::Serialize;
 
-use super::{guests, images, output};
+use crate::cli::{guests, images, output};
+
+/// Prints the SHA-256 of disk images, exactly as sha256sum would.
+///
+/// For each image a guest reads the whole of it through its disk. An image whose size is not a
+/// multiple of 512 bytes is no disk, and is refused. After an error it goes on with the next
+/// image; the exit status then is 1.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Raw images, or block devices.
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+
+    /// Prints one JSON object a line instead, with the size.
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  parapet blk sum disk.img
+  parapet blk sum a.img b.img > SHA256SUMS; sha256sum --check SHA256SUMS";
 
 /// For scripts.
 #[derive(Serialize)]
@@ -20,7 +42,7 @@ struct Line<'a> {
     sha256: String,
 }
 
-pub(super) fn sum(args: &super::Sum) -> Result<ExitCode> {
+pub(super) fn sum(args: &Args) -> Result<ExitCode> {
     let host = guests::boot(None)?;
     let mut status = ExitCode::SUCCESS;
     for image in &args.images {

@@ -16,7 +16,38 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tempfile::NamedTempFile;
 
-use super::{Copy, guests, images, output};
+use crate::cli::{guests, images, output};
+
+/// Copies a disk image: a guest reads one disk, writes another, and flushes it.
+///
+/// If TARGET is no device, the copy is made under a temporary name beside it, and takes its name
+/// when it is complete and flushed: whatever ends the copy early, there is never a TARGET that is
+/// only half written, and one that was there before is as it was. A TARGET that exists is refused
+/// without --force. With it, a file is replaced by the copy, and keeps its permissions; a block
+/// device, which must be at least as large as SOURCE, is written in place from its beginning.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// A raw image, or a block device.
+    source: PathBuf,
+
+    /// A new image, or, with --force, an image or a block device that is there.
+    target: PathBuf,
+
+    /// Replaces a TARGET that exists; writes to it if it is a block device.
+    #[arg(short, long)]
+    force: bool,
+
+    /// Prints the report as JSON instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  parapet blk copy golden.img guest7.img
+  parapet blk copy --force golden.img /dev/vg/guest7
+  parapet blk copy --json golden.img guest7.img";
 
 /// For scripts.
 #[derive(Serialize)]
@@ -27,8 +58,8 @@ struct Report<'a> {
     seconds: f64,
 }
 
-pub(super) fn copy(args: &Copy) -> Result<ExitCode> {
-    let Copy {
+pub(super) fn copy(args: &Args) -> Result<ExitCode> {
+    let Args {
         source,
         target,
         force,
