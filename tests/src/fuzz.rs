@@ -78,14 +78,14 @@ pub fn block_request(data: &[u8]) {
         };
         assert!(!(writes && disk.read_only));
         let sectors = transfer.sectors;
-        let end = sectors.first.checked_add(sectors.count.into());
+        let end = sectors.first.checked_add(sectors.count);
         assert!(end.is_some_and(|end| end <= disk.sectors));
-        let of_segments: u32 = transfer
+        let of_segments: u64 = transfer
             .segments
             .iter()
             .inspect(|segment| assert!(segment.first_sect <= segment.last_sect))
             .inspect(|segment| assert!(segment.last_sect < 8))
-            .map(|segment| u32::from(segment.last_sect - segment.first_sect) + 1)
+            .map(|segment| u64::from(segment.last_sect - segment.first_sect) + 1)
             .sum();
         assert_eq!(of_segments, sectors.count);
         assert!((1..=11).contains(&transfer.segments.len()));

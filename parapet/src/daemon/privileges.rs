@@ -1,10 +1,7 @@
 //! Giving up what a daemon needs no more once it has begun.
 
 use std::ffi::CString;
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use nix::sys::prctl;
 use nix::unistd::{Gid, Uid, User, getgrouplist, setgid, setgroups, setuid};
@@ -35,19 +32,6 @@ pub enum UserError {
     /// This process may not become anybody.
     #[error("only root can become {0}: run as root, or leave --user out")]
     NotByRoot(String),
-    /// It may not do what the daemon needs.
-    #[error(
-        "{user} cannot open {path}, which is needed for every new domain: a udev rule can give it \
-         away (KERNEL==\"{kernel}\", OWNER=\"{user}\"), or leave --user out"
-    )]
-    Device {
-        /// The user.
-        user: String,
-        /// The device.
-        path: String,
-        /// Its name in a rule.
-        kernel: String,
-    },
     /// The host failed.
     #[error("this process cannot become {user}: {source}")]
     Host {
@@ -78,41 +62,17 @@ impl Unprivileged {
         Ok(Unprivileged { user, groups })
     }
 
-    /// Sees that this process can become the user, and that the user can open these devices:
-    /// before anything is begun that must not end with an error.
+    /// Sees that this process can become the user, before anything is begun that must not end with
+    /// an error.
     ///
     /// # Errors
-    /// [`UserError::NotByRoot`], [`UserError::Device`].
-    pub fn is_ready(&self, devices: &[&str]) -> Result<(), UserError> {
-        if !Uid::effective().is_root() {
-            return Err(UserError::NotByRoot(self.user.name.clone()));
-        }
-        devices.iter().try_for_each(|device| self.may_open(device))
-    }
-
-    fn may_open(&self, device: &str) -> Result<(), UserError> {
-        match fs::metadata(device) {
-            Ok(found) if self.may_use(found.mode(), found.uid(), found.gid()) => Ok(()),
-            _ => Err(UserError::Device {
-                user: self.user.name.clone(),
-                path: device.into(),
-                kernel: Path::new(device)
-                    .strip_prefix("/dev")
-                    .map_or(device.into(), |name| name.display().to_string()),
-            }),
-        }
-    }
-
-    /// Whether somebody's file with this mode may be read and written.
-    fn may_use(&self, mode: u32, owner: u32, group: u32) -> bool {
-        let bits = if Uid::from_raw(owner) == self.user.uid {
-            0o600
-        } else if self.groups.contains(&Gid::from_raw(group)) {
-            0o060
+    /// [`UserError::NotByRoot`].
+    pub fn is_ready(&self) -> Result<(), UserError> {
+        if Uid::effective().is_root() {
+            Ok(())
         } else {
-            0o006
-        };
-        mode & bits == bits
+            Err(UserError::NotByRoot(self.user.name.clone()))
+        }
     }
 
     /// Becomes the user, for good and with all threads: without any of root's capabilities, and
@@ -145,26 +105,5 @@ mod tests {
         assert!(matches!(error, UserError::Unknown(_)), "{error}");
         let error = Unprivileged::named("root").unwrap_err();
         assert!(matches!(error, UserError::Root(_)), "{error}");
-    }
-
-    #[test]
-    fn a_device_may_be_used_by_its_owner_its_group_or_everybody() {
-        let user = Unprivileged::named("nobody").unwrap();
-        let (own, other) = (user.user.uid.as_raw(), 0);
-        let group = user.user.gid.as_raw();
-        for (mode, owner, group, may) in [
-            (0o600, own, 0, true),
-            (0o400, own, 0, false),
-            // The owner's bits are for the owner, even if others may more.
-            (0o066, own, group, false),
-            (0o060, other, group, true),
-            (0o660, other, 0, false),
-            (0o666, other, 0, true),
-        ] {
-            assert_eq!(user.may_use(mode, owner, group), may, "{mode:o}");
-        }
-        let error = user.may_open("/dev/no/device").unwrap_err().to_string();
-        assert!(error.contains("KERNEL==\"no/device\""), "{error}");
-        user.may_open("/dev/null").unwrap();
     }
 }

@@ -457,6 +457,12 @@ impl Daemon {
         self
     }
 
+    /// With another time that an event waits for a guest which does not read it: none for ever.
+    pub fn with_event_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.server.set_event_timeout(timeout);
+        self
+    }
+
     /// With files to write traces and reports to.
     pub fn with_files(mut self, files: impl Files) -> Self {
         self.hub.files = Some(Box::new(files));

@@ -82,7 +82,14 @@ impl Server {
     }
 
     fn trace_message(&mut self, client: ClientId, message: &Message, error: Option<&Errno>) {
-        if !self.trace.wants(Switch::Messages) {
+        // What is over a quota is of interest also to who does not want to see every request.
+        let switch = match error {
+            Some(&(Errno::ENOSPC | Errno::E2BIG)) if !self.trace.wants(Switch::Messages) => {
+                Switch::Quotas
+            }
+            _ => Switch::Messages,
+        };
+        if !self.trace.wants(switch) {
             return;
         }
         let Some(peer) = self.connections.get(&client).map(|it| it.peer) else {
@@ -99,7 +106,7 @@ impl Server {
         let path = path.escape_ascii();
         let outcome = error.map_or("OK", |&error| wire::error_name(error));
         let line = format_args!("{client:?} {peer:?} {operation:?} tx {tx_id} {path}: {outcome}");
-        self.trace.line(Switch::Messages, line);
+        self.trace.line(switch, line);
     }
 
     fn request(

@@ -70,6 +70,16 @@ pub(crate) fn translate(
             None => arguments.next(),
         };
         let value = value.ok_or(format!("{argument:?} needs a value"))?;
+        // What waits longer than so, of which there is one kind.
+        if known.0 == 'w'
+            && let Some(seconds) = value
+                .to_str()
+                .and_then(|it| it.strip_prefix("watch-event="))
+        {
+            translated
+                .rest
+                .push(format!("--event-timeout={seconds}").into());
+        }
         if let Some(name) = known.3 {
             limit(&mut translated.quotas, name, &value)
                 .ok_or(format!("{argument:?} {value:?} is no quota"))?;
@@ -123,7 +133,10 @@ mod tests {
         let all = "-N --pid-file /run/x.pid --log debug -E 77 -t5 --quota memory=4096 \
                    --quota-soft=memory=9 -w watch-event=20 -I --verbose --live-update";
         let translated = translated(all).unwrap();
-        assert_eq!(translated.rest, ["--log", "debug", "--live-update"]);
+        assert_eq!(
+            translated.rest,
+            ["--log", "debug", "--event-timeout=20", "--live-update"]
+        );
         let quota = |name: &str| translated.quotas[Limit::named(name.as_bytes()).unwrap()];
         let names = ["nodes", "transactions", "memory", "soft-memory"];
         assert_eq!(names.map(quota), [77, 5, 4096, 9]);

@@ -53,9 +53,12 @@ struct Serve {
     #[arg(long, value_name = "LEVEL", value_parser = level())]
     log: Option<LevelFilter>,
 
+    /// Seconds for which an event waits for a guest that does not read it, before that guest's
+    /// connection ends; 0 for ever.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    event_timeout: u32,
+
     /// Goes on as this user once everything is open, with no privileges left.
-    ///
-    /// On a Xen host it must be able to open /dev/xen/evtchn, for the domains that are yet to come.
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
 
@@ -208,6 +211,8 @@ pub(crate) fn main() -> ExitCode {
                 run_dir: cli.run_dir,
                 no_domains: cli.serve.no_domains,
                 user: cli.serve.user,
+                event_timeout: Some(Duration::from_secs(cli.serve.event_timeout.into()))
+                    .filter(|timeout| !timeout.is_zero()),
                 metrics_file: cli.serve.metrics_file,
                 metrics_interval: Duration::from_secs(cli.serve.metrics_interval),
                 quotas,

@@ -34,6 +34,8 @@ pub(crate) struct Settings {
     pub(crate) run_dir: PathBuf,
     pub(crate) no_domains: bool,
     pub(crate) user: Option<String>,
+    /// How long an event waits for a guest that does not read it; none for ever.
+    pub(crate) event_timeout: Option<Duration>,
     pub(crate) metrics_file: Option<PathBuf>,
     pub(crate) metrics_interval: Duration,
     /// What each guest may use.
@@ -143,14 +145,11 @@ impl Host {
     }
 }
 
-/// What is opened for every domain that is introduced.
-const EVENT_CHANNELS: &str = "/dev/xen/evtchn";
-
 /// A daemon of these domains: a new one, or one that goes on.
 fn begin(
     threads: &Threads,
     restored: Option<Restored>,
-    quotas: &Quotas,
+    settings: &Settings,
     domains: impl Domains,
 ) -> (Daemon, Handle) {
     let socket = |number| {
@@ -163,10 +162,11 @@ fn begin(
             }
         }
     };
-    match restored {
+    let (daemon, handle) = match restored {
         Some(restored) => Daemon::resume(restored, domains, socket),
-        None => Daemon::of(Store::new(quotas.clone()), domains),
-    }
+        None => Daemon::of(Store::new(settings.quotas.clone()), domains),
+    };
+    (daemon.with_event_timeout(settings.event_timeout), handle)
 }
 
 /// The user to become, who can.
@@ -174,13 +174,7 @@ fn user(settings: &Settings) -> Result<Option<Unprivileged>, NotReady> {
     let user = settings.user.as_deref().map(Unprivileged::named);
     let user = user.transpose()?;
     if let Some(user) = &user {
-        let devices = [EVENT_CHANNELS];
-        let needed = if settings.no_domains {
-            &[][..]
-        } else {
-            &devices
-        };
-        user.is_ready(needed)?;
+        user.is_ready()?;
     }
     Ok(user)
 }
@@ -261,7 +255,7 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     let follows = restored.is_some();
     let xenstored = match host {
         None => {
-            let (daemon, xenstored) = begin(&threads, restored, &settings.quotas, NoDomains);
+            let (daemon, xenstored) = begin(&threads, restored, settings, NoDomains);
             run(daemon, EventChannels::Unused(ports));
             xenstored
         }
@@ -273,7 +267,7 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
             let ports = EventChannels::Of(domains.ports.clone());
             let mut known = restored.iter().flat_map(|it| &it.connections);
             let kernel_is_known = known.any(|(_, end)| end.domid() == Some(DomId::ZERO));
-            let (daemon, xenstored) = begin(&threads, restored, &settings.quotas, domains);
+            let (daemon, xenstored) = begin(&threads, restored, settings, domains);
             if follows {
                 // First of all: what happened while nobody looked.
                 xenstored.look_around();

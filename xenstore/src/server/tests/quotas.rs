@@ -231,6 +231,24 @@ fn what_is_traced_goes_to_the_file_that_was_named() {
 }
 
 #[test]
+fn who_wants_to_see_only_what_was_over_a_quota_does() {
+    let mut bench = Bench::new();
+    for line in ["log|-io", "log|-obj", "log|+acc", "logfile|/trace"] {
+        bench.control(line).unwrap();
+    }
+    bench
+        .ask(bench.guest, 0, &Request::Read(b"nothing"))
+        .unwrap_err();
+    let (path, value) = (&b"large"[..], &[0; 3000][..]);
+    let refused = bench.ask(bench.guest, 0, &Request::Write { path, value });
+    assert_eq!(refused.unwrap_err(), Errno::ENOSPC);
+    bench.control("log|off").unwrap();
+    let written = bench.world.0.concat();
+    assert!(written.contains("Write tx 0 large: ENOSPC"), "{written}");
+    assert!(!written.contains("nothing"), "{written}");
+}
+
+#[test]
 fn too_many_permissions_are_refused_before_their_domains_are_looked_up() {
     let mut bench = Bench::new();
     let path = b"/local/domain/5".as_slice();
