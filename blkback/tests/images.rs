@@ -1,10 +1,11 @@
 //! Images against a model, and what opening one refuses.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 
 use parapet_blkback::image::{
@@ -339,4 +340,131 @@ fn a_second_writer_is_refused_until_the_first_and_its_queues_are_gone() {
     assert!(busy(Access::ReadWrite));
     drop(readers);
     FileImage::open(file.path(), Access::ReadWrite).unwrap();
+}
+
+/// A loop device on a file.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn on(file: &Path) -> Self {
+        let made = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "losetup: {made:?}");
+        LoopDevice(String::from_utf8(made.stdout).unwrap().trim().into())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+fn discard(queue: &mut Queue, sectors: Sectors) {
+    let operation = Operation::Discard {
+        sectors,
+        secure: false,
+    };
+    let nothing = Memory(Scratch::new(SECTOR_SIZE));
+    run(queue, operation, nothing).result.unwrap();
+}
+
+/// Fills an image, forgets its middle, and finds that it takes up less room, and reads as zeroes
+/// there and nowhere else.
+fn shrinks(image: &dyn Image<Memory>, file: &File) {
+    let sectors = image.sectors();
+    let offer = image.discard().expect("it forgets");
+    assert!(offer.granularity.is_multiple_of(SECTOR_SIZE as u32));
+    let mut queue = open_queue(image);
+    for first in (0..sectors).step_by(128) {
+        write(&mut queue, first, &[7; 128 * SECTOR_SIZE]).unwrap();
+    }
+    let sync = Memory(Scratch::new(SECTOR_SIZE));
+    run(&mut queue, Operation::Flush, sync).result.unwrap();
+    file.sync_all().unwrap();
+    let before = file.metadata().unwrap().blocks();
+    // Not aligned to anything but sectors: what is forgotten is exactly that.
+    let middle = Sectors {
+        first: 129,
+        count: sectors - 2 * 129,
+    };
+    discard(&mut queue, middle);
+    file.sync_all().unwrap();
+    let after = file.metadata().unwrap().blocks();
+    assert!(after < before / 2, "{before} blocks, then {after}");
+    let edge = Sectors {
+        first: 128,
+        count: 2,
+    };
+    let mut expected = [7; 2 * SECTOR_SIZE];
+    expected[SECTOR_SIZE..].fill(0);
+    assert_eq!(read(&mut queue, edge).unwrap(), expected);
+    let edge = Sectors {
+        first: sectors - 130,
+        count: 2,
+    };
+    let mut expected = [0; 2 * SECTOR_SIZE];
+    expected[SECTOR_SIZE..].fill(7);
+    assert_eq!(read(&mut queue, edge).unwrap(), expected);
+}
+
+#[test]
+fn a_file_that_forgets_gives_its_room_back() {
+    for folder in [std::env::temp_dir(), "/dev/shm".into()] {
+        let file = file_of(8 << 20, &folder);
+        let image = FileImage::open(file.path(), Access::ReadWrite).unwrap();
+        shrinks(&image, file.as_file());
+    }
+}
+
+#[test]
+fn a_device_that_forgets_gives_its_room_back() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // Only root makes loop devices.
+    }
+    let file = file_of(8 << 20, &std::env::temp_dir());
+    let device = LoopDevice::on(file.path());
+    let image = FileImage::open(Path::new(&device.0), Access::ReadWrite).unwrap();
+    shrinks(&image, file.as_file());
+    assert_eq!(
+        Image::<Memory>::resize(&image, 1).unwrap_err().kind(),
+        io::ErrorKind::Unsupported
+    );
+}
+
+#[test]
+fn an_image_that_is_only_read_forgets_nothing() {
+    let file = file_of(8 << 20, &std::env::temp_dir());
+    let image = FileImage::open(file.path(), Access::ReadOnly).unwrap();
+    assert_eq!(Image::<Memory>::discard(&image), None);
+    assert!(Image::<Memory>::resize(&image, 8).is_err());
+}
+
+#[test]
+fn a_file_that_grew_or_shrank_is_measured_and_may_be_resized() {
+    let file = file_of(8 * SECTOR_SIZE, &std::env::temp_dir());
+    let image = FileImage::open(file.path(), Access::ReadWrite).unwrap();
+    let image: &dyn Image<Memory> = &image;
+    let mut queue = open_queue(image);
+    for sectors in [16, 4] {
+        file.as_file()
+            .set_len(sectors * SECTOR_SIZE as u64)
+            .unwrap();
+        image.measure().unwrap();
+        assert_eq!(image.sectors(), sectors);
+    }
+    file.as_file().set_len(0).unwrap();
+    image.measure().unwrap_err();
+    assert_eq!(image.sectors(), 4, "as it was");
+    image.resize(32).unwrap();
+    assert_eq!(image.sectors(), 32);
+    assert_eq!(file.as_file().metadata().unwrap().len(), 32 * 512);
+    write(&mut queue, 31, &[3; SECTOR_SIZE]).unwrap();
+    assert_eq!(
+        image.resize(0).unwrap_err().kind(),
+        io::ErrorKind::InvalidInput
+    );
 }

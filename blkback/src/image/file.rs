@@ -15,15 +15,17 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use parapet_hypervisor::host::{self, Extent, Lease, Refused, Uring, transfer};
 
 use super::lock::{Locked, Refusal};
 use super::{
-    Access, Completion, Image, ImageQueue, Job, Limits, OpenError, Operation, SECTOR_SIZE, Sectors,
-    Submitted,
+    Access, Completion, Discard, Image, ImageQueue, Job, Limits, OpenError, Operation, SECTOR_SIZE,
+    Sectors, Submitted,
 };
 
 /// How often in a row a job is submitted again without getting anywhere.
@@ -35,8 +37,11 @@ pub struct FileImage {
     path: PathBuf,
     file: Arc<Locked>,
     access: Access,
-    sectors: u64,
+    sectors: AtomicU64,
     physical_sector_size: u32,
+    discard: Option<Discard>,
+    /// Whether it has the size that it has, as devices do.
+    fixed: bool,
     /// Whether the file is memory.
     inline: bool,
     /// Whether it was said that there is no io_uring.
@@ -60,9 +65,18 @@ impl FileImage {
             .metadata()
             .map_err(|error| opened.failed("examined", error))?;
         opened.check_type(metadata.file_type())?;
+        let sectors = opened.sectors(&file)?;
+        let physical_sector_size = physical_sector_size(&metadata);
+        let discard = match access {
+            Access::ReadOnly => None,
+            Access::ReadWrite if metadata.is_file() => file_discard(&file, physical_sector_size),
+            Access::ReadWrite => device_discard(&metadata),
+        };
         Ok(FileImage {
-            sectors: opened.sectors(&file)?,
-            physical_sector_size: physical_sector_size(&metadata),
+            sectors: AtomicU64::new(sectors),
+            physical_sector_size,
+            discard,
+            fixed: !metadata.is_file(),
             inline: fstatfs(&file).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC),
             path: path.into(),
             said: AtomicBool::new(false),
@@ -160,11 +174,8 @@ impl Opening<'_> {
         })
     }
 
-    fn sectors(&self, mut file: &File) -> Result<u64, OpenError> {
-        // The metadata of a block device do not have its size.
-        let bytes = file
-            .seek(SeekFrom::End(0))
-            .map_err(|error| self.failed("measured", error))?;
+    fn sectors(&self, file: &File) -> Result<u64, OpenError> {
+        let bytes = size(file).map_err(|error| self.failed("measured", error))?;
         let path = self.path.into();
         match (bytes / SECTOR_SIZE as u64, bytes % SECTOR_SIZE as u64) {
             (_, 1..) => Err(OpenError::Odd { path, bytes }),
@@ -187,19 +198,71 @@ fn read_a_sector(file: &File) -> io::Result<()> {
     }
 }
 
+/// In bytes. The metadata of a block device do not have it.
+fn size(mut file: &File) -> io::Result<u64> {
+    file.seek(SeekFrom::End(0))
+}
+
+/// What the kernel says of a block device.
+fn device_key(metadata: &Metadata, key: &str) -> Option<u64> {
+    let (major, minor) = (
+        nix::sys::stat::major(metadata.rdev()),
+        nix::sys::stat::minor(metadata.rdev()),
+    );
+    let path = format!("/sys/dev/block/{major}:{minor}/{key}");
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// What the kernel says of a block device's queue. A partition has none of its own, its disk is
+/// the folder above.
+fn queue_key(metadata: &Metadata, key: &str) -> Option<u64> {
+    ["queue", "../queue"]
+        .iter()
+        .find_map(|queue| device_key(metadata, &format!("{queue}/{key}")))
+}
+
+/// Whether holes can be punched into a regular file. It is tried out behind its end, where there
+/// is nothing to lose.
+fn file_discard(file: &File, block: u32) -> Option<Discard> {
+    let behind = size(file).ok()?.checked_next_multiple_of(block.into())?;
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    match fallocate(file, hole, i64::try_from(behind).ok()?, block.into()) {
+        Ok(()) => Some(Discard {
+            granularity: block,
+            alignment: 0,
+            secure: false,
+        }),
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => None,
+        Err(error) => {
+            log::debug!("no holes can be punched into a disk image: {error}");
+            None
+        }
+    }
+}
+
+/// Whether a block device forgets sectors so that they read as zeroes: the kernel then punches
+/// holes into devices as into files. Erasing what is forgotten (`BLKSECDISCARD`) is not offered:
+/// the kernel does not say of which devices it can be had.
+fn device_discard(metadata: &Metadata) -> Option<Discard> {
+    let key = |key| queue_key(metadata, key);
+    let granularity = u32::try_from(key("discard_granularity")?).ok()?;
+    let offered = key("discard_max_bytes")? > 0
+        && key("write_zeroes_max_bytes")? > 0
+        && granularity.is_multiple_of(SECTOR_SIZE as u32)
+        && granularity > 0;
+    let alignment = device_key(metadata, "discard_alignment").unwrap_or(0);
+    offered.then_some(Discard {
+        granularity,
+        alignment: u32::try_from(alignment).unwrap_or(0),
+        secure: false,
+    })
+}
+
 /// The block size of the file system, or of the device if that is what the image is; at most a
 /// page.
 fn physical_sector_size(metadata: &Metadata) -> u32 {
     let size = if metadata.file_type().is_block_device() {
-        let (major, minor) = (
-            nix::sys::stat::major(metadata.rdev()),
-            nix::sys::stat::minor(metadata.rdev()),
-        );
-        // A partition has no queue of its own, its disk is the folder above.
-        ["queue", "../queue"].iter().find_map(|queue| {
-            let key = format!("/sys/dev/block/{major}:{minor}/{queue}/physical_block_size");
-            std::fs::read_to_string(key).ok()?.trim().parse().ok()
-        })
+        queue_key(metadata, "physical_block_size")
     } else {
         Some(metadata.blksize())
     };
@@ -211,7 +274,7 @@ fn physical_sector_size(metadata: &Metadata) -> u32 {
 
 impl<L: Lease> Image<L> for FileImage {
     fn sectors(&self) -> u64 {
-        self.sectors
+        self.sectors.load(Ordering::Relaxed)
     }
 
     fn read_only(&self) -> bool {
@@ -220,6 +283,34 @@ impl<L: Lease> Image<L> for FileImage {
 
     fn physical_sector_size(&self) -> u32 {
         self.physical_sector_size
+    }
+
+    fn discard(&self) -> Option<Discard> {
+        self.discard
+    }
+
+    fn measure(&self) -> io::Result<()> {
+        // What is not a whole sector is none.
+        match size(self.file.file())? / SECTOR_SIZE as u64 {
+            0 => Err(io::Error::other("the disk image has become empty")),
+            sectors => {
+                self.sectors.store(sectors, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    fn resize(&self, sectors: u64) -> io::Result<()> {
+        if self.fixed {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        match sectors.checked_mul(SECTOR_SIZE as u64) {
+            None | Some(0) => return Err(io::ErrorKind::InvalidInput.into()),
+            // Fails for a file that is open only to be read.
+            Some(bytes) => self.file.file().set_len(bytes)?,
+        }
+        self.sectors.store(sectors, Ordering::Relaxed);
+        Ok(())
     }
 
     fn open_queue(&self, limits: Limits) -> io::Result<Box<dyn ImageQueue<L>>> {
