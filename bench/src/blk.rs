@@ -40,13 +40,16 @@ pub(crate) struct Row {
     pub(crate) pattern: Pattern,
     /// Bytes of a request.
     pub(crate) block: u32,
-    /// Requests in flight.
+    /// Requests in flight in each queue.
     pub(crate) depth: usize,
+    /// Queues of each guest.
+    pub(crate) queues: usize,
+    pub(crate) guests: usize,
     pub(crate) placement: Placement,
 }
 
 impl report::Row for Row {
-    /// For example `null/randread-4k/qd32/same-core`.
+    /// For example `null/randread-4k/qd32/same-core`, or `.../qd32/4-queues/same-core`.
     fn name(&self) -> String {
         let medium = match self.medium {
             Medium::Null => "null",
@@ -58,14 +61,21 @@ impl report::Row for Row {
             Pattern::Sequential => "read",
         };
         let (block, depth) = (self.block / 1024, self.depth);
+        let several = |count, what| match count {
+            1 => String::new(),
+            count => format!("{count}-{what}/"),
+        };
         format!(
-            "{medium}/{pattern}-{block}k/qd{depth}/{}",
+            "{medium}/{pattern}-{block}k/qd{depth}/{}{}{}",
+            several(self.queues, "queues"),
+            several(self.guests, "guests"),
             self.placement.slug()
         )
     }
 
     fn headline(&self) -> &'static [Metric] {
         match (self.pattern, self.depth) {
+            _ if self.guests > 1 => &[Metric::Iops, Metric::CpuNsPerIo, Metric::Fairness],
             (Pattern::Sequential, _) => &[Metric::MbPerS, Metric::CpuNsPerIo],
             // The median beside the mean, because a neighbour on the CPU moves only the mean.
             (Pattern::Random, 1) => &[Metric::MeanNs, Metric::P50Ns, Metric::CpuNsPerIo],
@@ -82,7 +92,7 @@ impl report::Row for Row {
 }
 
 /// What the table shows.
-const COLUMNS: [Column; 7] = [
+const COLUMNS: [Column; 8] = [
     column(Metric::Iops, "IOPS", true),
     column(Metric::MbPerS, "MB/s", false),
     column(Metric::MeanNs, "mean", false),
@@ -90,6 +100,7 @@ const COLUMNS: [Column; 7] = [
     column(Metric::P99Ns, "p99", false),
     column(Metric::CpuNsPerIo, "CPU/IO", true),
     column(Metric::NotificationsPerIo, "notif/IO", false),
+    column(Metric::Fairness, "Jain", false),
 ];
 
 const fn column(metric: Metric, title: &'static str, spread: bool) -> Column {
@@ -107,11 +118,23 @@ pub(crate) fn rows() -> Vec<Row> {
         pattern: Pattern::Random,
         block: 4 << 10,
         depth,
+        queues: 1,
+        guests: 1,
         placement,
     };
     let mut rows = Vec::new();
     for placement in Placement::ALL {
         rows.extend([1, 32, 128].map(|depth| random(Medium::Null, depth, placement)));
+    }
+    for placement in [Placement::SameCore, Placement::SplitEvented] {
+        rows.extend([2, 4].map(|queues| Row {
+            queues,
+            ..random(Medium::Null, 32, placement)
+        }));
+        rows.extend([2, 8, 64].map(|guests| Row {
+            guests,
+            ..random(Medium::Null, 4, placement)
+        }));
     }
     let same_core = Placement::SameCore;
     rows.extend([1, 32, 128].map(|depth| random(Medium::File, depth, same_core)));
@@ -120,6 +143,8 @@ pub(crate) fn rows() -> Vec<Row> {
         pattern: Pattern::Sequential,
         block: 128 << 10,
         depth: 8,
+        queues: 1,
+        guests: 1,
         placement: same_core,
     });
     rows.extend([1, 32].map(|depth| random(Medium::Tmpfs, depth, same_core)));
@@ -249,6 +274,9 @@ pub(crate) fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report<
             block: row.block,
             pattern: row.pattern,
             depth: row.depth,
+            queues: row.queues,
+            guests: row.guests,
+            stream: 0,
             warm_up: (options.duration / 5)
                 .clamp(Duration::from_millis(20), Duration::from_millis(500)),
             duration: options.duration,
@@ -407,7 +435,7 @@ mod tests {
 
     #[test]
     fn a_pattern_picks_rows_across_slashes_and_one_that_picks_none_is_refused() {
-        let chosen = choose(rows(), &[Glob::new("null/*/split-evented").unwrap()]).unwrap();
+        let chosen = choose(rows(), &[Glob::new("null/*/split-polling").unwrap()]).unwrap();
         assert_eq!(chosen.len(), 3);
         let error = choose(rows(), &[Glob::new("nul").unwrap()])
             .unwrap_err()
@@ -440,6 +468,7 @@ mod tests {
                 p99_ns: 1.0,
                 cpu_ns_per_io: None,
                 notifications_per_io: None,
+                fairness: None,
             })
         }
     }
@@ -456,6 +485,9 @@ mod tests {
             block: row.block,
             pattern: row.pattern,
             depth: row.depth,
+            queues: row.queues,
+            guests: row.guests,
+            stream: 0,
             warm_up: Duration::ZERO,
             duration: Duration::ZERO,
         };

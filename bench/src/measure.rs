@@ -26,6 +26,9 @@ pub(crate) struct Sample {
     pub(crate) cpu_ns_per_io: Option<f64>,
     /// Notifications in both directions together per request.
     pub(crate) notifications_per_io: Option<f64>,
+    /// Jain's index over the guests' rates, where there are several: 1 if all got the same, 1/n if
+    /// one of n got everything.
+    pub(crate) fairness: Option<f64>,
 }
 
 /// A figure that is summarised, compared and printed.
@@ -39,6 +42,7 @@ pub(crate) enum Metric {
     P99Ns,
     CpuNsPerIo,
     NotificationsPerIo,
+    Fairness,
     /// Of a store: requests, transactions or events.
     OpsPerS,
     /// The server's alone.
@@ -57,7 +61,10 @@ pub(crate) enum Metric {
 impl Metric {
     /// Whether more of it is better.
     pub(crate) fn higher_is_better(self) -> bool {
-        matches!(self, Metric::Iops | Metric::MbPerS | Metric::OpsPerS)
+        matches!(
+            self,
+            Metric::Iops | Metric::MbPerS | Metric::OpsPerS | Metric::Fairness
+        )
     }
 }
 
@@ -75,6 +82,7 @@ impl Sample {
             (Metric::P99Ns, Some(self.p99_ns)),
             (Metric::CpuNsPerIo, self.cpu_ns_per_io),
             (Metric::NotificationsPerIo, self.notifications_per_io),
+            (Metric::Fairness, self.fairness),
         ];
         let known = known.into_iter();
         known
@@ -196,7 +204,6 @@ impl<'a> CpuMeter<'a> {
 #[derive(Debug)]
 pub(crate) struct Stopwatch<'a> {
     scope: &'a CpuScope,
-    block: u32,
     duration: Duration,
     opens: Instant,
     window: Option<Window<'a>>,
@@ -212,16 +219,10 @@ struct Window<'a> {
 }
 
 impl<'a> Stopwatch<'a> {
-    /// Starts the warm-up, after which it counts for `duration`; a request carries `block` bytes.
-    pub(crate) fn start(
-        warm_up: Duration,
-        duration: Duration,
-        block: u32,
-        scope: &'a CpuScope,
-    ) -> Self {
+    /// Starts the warm-up, after which it counts for `duration`.
+    pub(crate) fn start(warm_up: Duration, duration: Duration, scope: &'a CpuScope) -> Self {
         Self {
             scope,
-            block,
             duration,
             opens: Instant::now() + warm_up,
             window: None,
@@ -244,8 +245,8 @@ impl<'a> Stopwatch<'a> {
         &mut self,
         now: Instant,
         notifications: impl FnOnce() -> Option<u64>,
-    ) -> Result<Option<Sample>> {
-        match &self.window {
+    ) -> Result<Option<Counted>> {
+        match &mut self.window {
             None if now >= self.opens => {
                 self.window = Some(Window {
                     // 1 ns to 10 s, to three digits.
@@ -263,40 +264,89 @@ impl<'a> Stopwatch<'a> {
                     .notifications
                     .zip(notifications())
                     .map(|(from, to)| to - from);
-                Ok(Some(window.sample(
-                    now - window.opened,
+                Ok(Some(Counted {
+                    elapsed: now - window.opened,
                     cpu_ns,
                     notified,
-                    self.block,
-                )))
+                    latency_sum_ns: window.latency_sum_ns,
+                    latency: window.latency.clone(),
+                }))
             }
             _ => Ok(None),
         }
     }
 }
 
-impl Window<'_> {
-    fn sample(
-        &self,
-        elapsed: Duration,
-        cpu_ns: Option<u64>,
-        notified: Option<u64>,
-        block: u32,
-    ) -> Sample {
-        let ios = self.latency.len();
-        // A window without a completion gives rates of 0 and costs of 0, not of infinity.
-        let per_io = |total: f64| if ios == 0 { 0.0 } else { total / ios as f64 };
-        let iops = ios as f64 / elapsed.as_secs_f64();
-        Sample {
-            iops,
-            mb_per_s: (block > 0).then_some(iops * f64::from(block) / 1e6),
-            mean_ns: per_io(self.latency_sum_ns as f64),
-            p50_ns: self.latency.value_at_quantile(0.50) as f64,
-            p99_ns: self.latency.value_at_quantile(0.99) as f64,
-            cpu_ns_per_io: cpu_ns.map(|ns| per_io(ns as f64)),
-            notifications_per_io: notified.map(|n| per_io(n as f64)),
-        }
+/// What one closed loop counted while its stopwatch ran.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    elapsed: Duration,
+    /// Of the whole scope, which loops beside this one share.
+    cpu_ns: Option<u64>,
+    notified: Option<u64>,
+    latency: Histogram<u64>,
+    latency_sum_ns: u128,
+}
+
+impl Counted {
+    fn rate(&self) -> f64 {
+        self.latency.len() as f64 / self.elapsed.as_secs_f64()
     }
+
+    /// The sample of this loop alone; a request carries `block` bytes.
+    pub(crate) fn sample(self, block: u32) -> Sample {
+        together(vec![vec![self]], block)
+    }
+}
+
+/// The sample of several guests, each with several loops, that ran at the same time.
+pub(crate) fn together(guests: Vec<Vec<Counted>>, block: u32) -> Sample {
+    let rates: Vec<f64> = guests
+        .iter()
+        .map(|loops| loops.iter().map(Counted::rate).sum())
+        .collect();
+    let loops: Vec<Counted> = guests.into_iter().flatten().collect();
+    let count = loops.len().max(1) as f64;
+    let sum = |of: fn(&Counted) -> Option<u64>| loops.iter().map(of).sum::<Option<u64>>();
+    // Every loop saw the CPU time of all of them.
+    let cpu_ns = sum(|it| it.cpu_ns).map(|ns| ns as f64 / count);
+    let notified = sum(|it| it.notified).map(|n| n as f64);
+    let latency_sum_ns: u128 = loops.iter().map(|it| it.latency_sum_ns).sum();
+    let latency = loops
+        .into_iter()
+        .map(|it| it.latency)
+        .reduce(|mut all, more| {
+            // Of the same bounds, so that it fits.
+            let added = all.add(&more);
+            debug_assert!(added.is_ok());
+            all
+        });
+    let (ios, quantile) = latency.map_or((0, [0; 2]), |all| {
+        (all.len(), [0.50, 0.99].map(|q| all.value_at_quantile(q)))
+    });
+    // A window without a completion gives rates of 0 and costs of 0, not of infinity.
+    let per_io = |total: f64| if ios == 0 { 0.0 } else { total / ios as f64 };
+    let iops = rates.iter().sum();
+    Sample {
+        iops,
+        mb_per_s: (block > 0).then_some(iops * f64::from(block) / 1e6),
+        mean_ns: per_io(latency_sum_ns as f64),
+        p50_ns: quantile[0] as f64,
+        p99_ns: quantile[1] as f64,
+        cpu_ns_per_io: cpu_ns.map(per_io),
+        notifications_per_io: notified.map(per_io),
+        fairness: (rates.len() > 1).then(|| jain(&rates)),
+    }
+}
+
+/// Jain's index of fairness.
+fn jain(rates: &[f64]) -> f64 {
+    let sum: f64 = rates.iter().sum();
+    let squares: f64 = rates.iter().map(|rate| rate * rate).sum();
+    if squares == 0.0 {
+        return 0.0;
+    }
+    sum * sum / (rates.len() as f64 * squares)
 }
 
 /// The client's end of a device queue, driven from one thread or one guest's task.
@@ -328,10 +378,9 @@ pub(crate) async fn closed_loop(
     queue: &mut impl Queue,
     workload: &Workload,
     scope: &CpuScope,
-) -> Result<Sample> {
+) -> Result<Counted> {
     let mut offsets = workload.offsets();
-    let mut stopwatch =
-        Stopwatch::start(workload.warm_up, workload.duration, workload.block, scope);
+    let mut stopwatch = Stopwatch::start(workload.warm_up, workload.duration, scope);
     let mut submitted = vec![Instant::now(); workload.depth];
     for slot in 0..workload.depth {
         queue.submit(slot, offsets.next())?;
@@ -340,12 +389,12 @@ pub(crate) async fn closed_loop(
 
     let mut done = Vec::with_capacity(workload.depth);
     let mut in_flight = workload.depth;
-    let mut sample = None;
+    let mut counted = None;
     while in_flight > 0 {
         done.clear();
         queue.reap(&mut done).await?;
         let now = Instant::now();
-        if sample.is_some() {
+        if counted.is_some() {
             in_flight -= done.len();
             continue;
         }
@@ -355,9 +404,9 @@ pub(crate) async fn closed_loop(
             queue.submit(slot, offsets.next())?;
         }
         queue.kick()?;
-        sample = stopwatch.tick(now, || queue.notifications())?;
+        counted = stopwatch.tick(now, || queue.notifications())?;
     }
-    sample.ok_or_else(|| anyhow::anyhow!("no request was in flight"))
+    counted.ok_or_else(|| anyhow::anyhow!("no request was in flight"))
 }
 
 #[cfg(test)]
@@ -423,6 +472,9 @@ mod tests {
             block: 4096,
             pattern: Pattern::Random,
             depth: 8,
+            queues: 1,
+            guests: 1,
+            stream: 0,
             warm_up: Duration::from_millis(2),
             duration: Duration::from_millis(10),
         };
@@ -432,7 +484,8 @@ mod tests {
             kicks: 0,
         };
         let scope = CpuScope::new().thread(nix::unistd::gettid());
-        let sample = block_on(closed_loop(&mut queue, &workload, &scope)).unwrap();
+        let counted = block_on(closed_loop(&mut queue, &workload, &scope)).unwrap();
+        let sample = counted.sample(4096);
         assert!(queue.free.iter().all(|&free| free));
         assert!(sample.iops > 0.0);
         assert!(sample.p50_ns <= sample.p99_ns);
@@ -440,6 +493,13 @@ mod tests {
         // Four completions, one kick.
         let notified = sample.notifications_per_io.unwrap();
         assert!((notified - 0.25).abs() < 0.01, "{notified}");
+    }
+
+    #[test]
+    fn fairness_is_1_among_equals_and_1_of_n_if_one_takes_all() {
+        assert_eq!(jain(&[5.0; 7]), 1.0);
+        assert_eq!(jain(&[8.0, 0.0, 0.0, 0.0]), 0.25);
+        assert_eq!(jain(&[0.0, 0.0]), 0.0);
     }
 
     fn spin(time: Duration) {

@@ -2,14 +2,14 @@
 //! in domain 0, each domain on the core of its half.
 
 use crate::contender::{Contender, Standing};
-use crate::measure::{CpuScope, Queue, Sample, closed_loop};
+use crate::measure::{Counted, CpuScope, Queue, Sample, closed_loop, together};
 use crate::placement::{Cores, Placement};
 use crate::workload::{Disk, Workload};
 use anyhow::{Context, Result, anyhow, bail};
 use parapet_blkback::grants::PERSISTENT_PAGES;
 use parapet_blkback::image::{Access as ImageAccess, Spec};
 use parapet_blkback::limit::Limit;
-use parapet_blkback::queue::{Queue as Back, QueueSetup};
+use parapet_blkback::queue::{ImageOf, Queue as Back, QueueSetup};
 use parapet_blkback::request::X86_64;
 use parapet_blkback::stats::QueueStats;
 use parapet_blkfront::{Buffer, Direction, MAX_REQUEST, Queue as Front};
@@ -67,41 +67,64 @@ impl Contender for Halves {
             })
         };
         let dom0 = domain("backend", usize::from(!same))?;
-        let guest = domain("frontend", 0)?;
 
         let polls = placement.polls();
-        let mut queue = GuestQueue::new(&guest, &dom0, workload, polls)?;
-        let stats = Arc::new(QueueStats::default());
-        queue.stats = Arc::clone(&stats);
-        let ring = dom0.map(guest.domid(), queue.front.ring_refs(), Access::ReadWrite)?;
-        let back: Back<Domain, X86_64> = Back::new(QueueSetup {
-            place: dom0.clone(),
-            peer: guest.domid(),
-            ring: Peer::new(ring).map_err(|_| anyhow!("the ring was mapped read-only"))?,
-            channel: dom0.bind(guest.domid(), queue.front.port())?,
-            image: image(&workload.disk)?.open(ImageAccess::ReadOnly)?,
-            persistent: PERSISTENT_PAGES,
-            poll: if polls { FOR_EVER } else { Duration::ZERO },
-            stats,
-            complaints: Limit::new("the benchmark"),
-        })?;
-        let (result, backend_result) = mpsc::channel();
-        let guest_result = result.clone();
-        dom0.run(async move |_| {
-            if let Err(error) = back.run(std::future::pending()).await {
-                let _ = result.send(Err(error.into()));
+        let image = image(&workload.disk)?.open(ImageAccess::ReadOnly)?;
+        let (result, counted) = mpsc::channel();
+        for number in 0..workload.guests {
+            let guest = domain(&format!("frontend-{number}"), 0)?;
+            for lane in 0..workload.queues {
+                let mut queue = GuestQueue::new(&guest, &dom0, workload, polls)?;
+                let back = back(&dom0, &guest, &mut queue, Arc::clone(&image), polls)?;
+                let backend_result = result.clone();
+                dom0.run(async move |_| {
+                    if let Err(error) = back.run(std::future::pending()).await {
+                        let _ = backend_result.send(Err(error.into()));
+                    }
+                });
+                let guest_result = result.clone();
+                let workload = Workload {
+                    stream: (number * workload.queues + lane) as u64,
+                    ..workload.clone()
+                };
+                guest.run(async move |_| {
+                    let scope = CpuScope::new().process(nix::unistd::getpid());
+                    let counted = closed_loop(&mut queue, &workload, &scope).await;
+                    let _ = guest_result.send(counted.map(|counted| (number, counted)));
+                });
             }
-        });
-        let workload = workload.clone();
-        guest.run(async move |_| {
-            let scope = CpuScope::new().process(nix::unistd::getpid());
-            let sample = closed_loop(&mut queue, &workload, &scope).await;
-            let _ = guest_result.send(sample);
-        });
-        backend_result
-            .recv()
-            .context("the guest ended without a result")?
+        }
+        let mut guests: Vec<Vec<Counted>> = (0..workload.guests).map(|_| Vec::new()).collect();
+        for _ in 0..workload.guests * workload.queues {
+            let (guest, counted) = counted.recv().context("a guest ended without a result")??;
+            guests[guest].push(counted);
+        }
+        Ok(together(guests, workload.block))
     }
+}
+
+/// The backend of one queue, and where it counts.
+fn back(
+    dom0: &Domain,
+    guest: &Domain,
+    queue: &mut GuestQueue,
+    image: Arc<ImageOf<Domain>>,
+    polls: bool,
+) -> Result<Back<Domain, X86_64>> {
+    let stats = Arc::new(QueueStats::default());
+    queue.stats = Arc::clone(&stats);
+    let ring = dom0.map(guest.domid(), queue.front.ring_refs(), Access::ReadWrite)?;
+    Ok(Back::new(QueueSetup {
+        place: dom0.clone(),
+        peer: guest.domid(),
+        ring: Peer::new(ring).map_err(|_| anyhow!("the ring was mapped read-only"))?,
+        channel: dom0.bind(guest.domid(), queue.front.port())?,
+        image,
+        persistent: PERSISTENT_PAGES,
+        poll: if polls { FOR_EVER } else { Duration::ZERO },
+        stats,
+        complaints: Limit::new("the benchmark"),
+    })?)
 }
 
 fn image(disk: &Disk) -> Result<Spec> {

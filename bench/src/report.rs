@@ -253,6 +253,7 @@ mod tests {
             p99_ns: mean_ns,
             cpu_ns_per_io: cpu,
             notifications_per_io: None,
+            fairness: None,
         };
         Outcome::new(name, standing, vec![sample.figures()])
     }

@@ -39,15 +39,21 @@ pub(crate) enum Pattern {
     Sequential,
 }
 
-/// A closed loop of reads: `depth` are in flight at all times.
+/// Closed loops of reads: in each queue of each guest `depth` are in flight at all times.
 #[derive(Clone, Debug)]
 pub(crate) struct Workload {
     pub(crate) disk: Disk,
     /// Bytes of a request; 0 if it has no payload.
     pub(crate) block: u32,
     pub(crate) pattern: Pattern,
-    /// Requests in flight.
+    /// Requests in flight in each queue.
     pub(crate) depth: usize,
+    /// Queues of each guest's disk.
+    pub(crate) queues: usize,
+    /// Guests, each with a disk like this.
+    pub(crate) guests: usize,
+    /// Which of the loops of a workload it is: each reads elsewhere.
+    pub(crate) stream: u64,
     /// Time before the clock starts, in which caches, maps and persistent grants fill.
     pub(crate) warm_up: Duration,
     /// Time that counts.
@@ -68,7 +74,8 @@ impl Workload {
             blocks,
             block: self.block.into(),
             pattern: self.pattern,
-            state: 0,
+            // Far enough from the next stream's.
+            state: self.stream << 40,
         }
     }
 }
@@ -113,6 +120,9 @@ mod tests {
             block: 4096,
             pattern,
             depth: 1,
+            queues: 1,
+            guests: 1,
+            stream: 0,
             warm_up: Duration::ZERO,
             duration: Duration::ZERO,
         }

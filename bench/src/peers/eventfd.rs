@@ -76,6 +76,7 @@ impl Contender for RoundTrip {
                 notifications: 0,
             };
             let sample = block_on(closed_loop(&mut queue, &workload, &cpu));
+            let sample = sample.map(|counted| counted.sample(workload.block));
             over.store(true, Ordering::Release);
             there.write(1)?;
             match echo.join() {

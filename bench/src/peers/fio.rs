@@ -39,7 +39,8 @@ impl Contender for Fio {
 
     fn serves(&self, workload: &Workload, placement: Placement) -> bool {
         // Without a device between client and file there is nothing to split.
-        matches!(workload.disk, Disk::File { .. }) && placement == Placement::SameCore
+        let alone = (workload.guests, workload.queues) == (1, 1);
+        matches!(workload.disk, Disk::File { .. }) && alone && placement == Placement::SameCore
     }
 
     fn run(&mut self, workload: &Workload, _: Placement, cores: Cores) -> Result<Sample> {
@@ -201,6 +202,7 @@ fn parse(report: &str) -> Result<Sample> {
         p99_ns: percentile("99.000000")?,
         cpu_ns_per_io: None,
         notifications_per_io: None,
+        fairness: None,
     })
 }
 
@@ -239,6 +241,9 @@ mod tests {
             block: 4096,
             pattern: Pattern::Sequential,
             depth: 8,
+            queues: 1,
+            guests: 1,
+            stream: 0,
             warm_up: Duration::ZERO,
             duration: Duration::from_millis(500),
         };

@@ -36,8 +36,8 @@ impl Contender for StorageDaemon {
         Standing::Peer
     }
 
-    fn serves(&self, _: &Workload, _: Placement) -> bool {
-        true
+    fn serves(&self, workload: &Workload, _: Placement) -> bool {
+        workload.guests == 1
     }
 
     fn run(&mut self, workload: &Workload, placement: Placement, cores: Cores) -> Result<Sample> {
@@ -68,7 +68,7 @@ fn measure(
     let mut command = Command::new("qemu-storage-daemon");
     command
         .args(block_devices(&workload.disk))
-        .args(["--export", EXPORT])
+        .args(["--export", &export(workload.queues)])
         .stdin(OwnedFd::from(listener))
         .stdout(Stdio::null())
         .stderr(File::create(errors)?);
@@ -84,10 +84,20 @@ fn measure(
         .to_str()
         .context("the temporary folder's name is not UTF-8")?;
     let mut queue = VhostQueue::connect(socket, workload, placement.polls())?;
-    block_on(closed_loop(&mut queue, workload, &scope))
+    // One client for all queues, on the one core that it has.
+    let all = Workload {
+        depth: workload.depth * workload.queues,
+        ..workload.clone()
+    };
+    let counted = block_on(closed_loop(&mut queue, &all, &scope))?;
+    Ok(counted.sample(workload.block))
 }
 
-const EXPORT: &str = "type=vhost-user-blk,id=e0,node-name=n0,addr.type=fd,addr.str=0,writable=on";
+fn export(queues: usize) -> String {
+    format!(
+        "type=vhost-user-blk,id=e0,node-name=n0,addr.type=fd,addr.str=0,writable=on,num-queues={queues}"
+    )
+}
 
 fn block_devices(disk: &Disk) -> Vec<String> {
     let nodes = match disk {
@@ -141,6 +151,9 @@ mod tests {
             block: 4096,
             pattern: Pattern::Random,
             depth: 1,
+            queues: 1,
+            guests: 1,
+            stream: 0,
             warm_up: Duration::ZERO,
             duration: Duration::from_millis(10),
         };

@@ -200,6 +200,7 @@ fn title(metric: Metric) -> &'static str {
         Metric::P99Ns => "p99 latency",
         Metric::CpuNsPerIo => "CPU/IO",
         Metric::NotificationsPerIo => "notifications/IO",
+        Metric::Fairness => "fairness",
         Metric::OpsPerS => "operations/s",
         Metric::ServerCpuNsPerOp => "server's CPU/op",
         Metric::Seconds => "time",
@@ -219,7 +220,7 @@ fn show(metric: Metric, value: f64) -> String {
         Metric::Iops | Metric::OpsPerS if value >= 1e6 => format!("{:.2}M", value / 1e6),
         Metric::Iops | Metric::OpsPerS if value >= 1e3 => format!("{:.1}k", value / 1e3),
         Metric::Iops | Metric::OpsPerS | Metric::MbPerS => format!("{value:.0}"),
-        Metric::NotificationsPerIo => format!("{value:.3}"),
+        Metric::NotificationsPerIo | Metric::Fairness => format!("{value:.3}"),
         Metric::MeanNs
         | Metric::P50Ns
         | Metric::P99Ns

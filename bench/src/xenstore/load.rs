@@ -121,7 +121,7 @@ pub(crate) fn cycles(
         .collect::<Result<Vec<_>>>()?;
     let before = daemon.resident_mib()?;
     let scope = CpuScope::new().process(daemon.pid());
-    let mut stopwatch = Stopwatch::start(times.warm_up, times.duration, 0, &scope);
+    let mut stopwatch = Stopwatch::start(times.warm_up, times.duration, &scope);
     for worker in &mut workers {
         worker.begun = Instant::now();
         worker.send()?;
@@ -136,8 +136,8 @@ pub(crate) fn cycles(
             }
             worker.send()?;
         }
-        if let Some(sample) = stopwatch.tick(Instant::now(), || None)? {
-            return figures(&sample, before, daemon);
+        if let Some(counted) = stopwatch.tick(Instant::now(), || None)? {
+            return figures(&counted.sample(0), before, daemon);
         }
     }
 }
@@ -171,7 +171,7 @@ pub(crate) fn watch(daemon: &Running, unrelated: usize, times: Times) -> Result<
     event(&mut watcher)?;
     let before = daemon.resident_mib()?;
     let scope = CpuScope::new().process(daemon.pid());
-    let mut stopwatch = Stopwatch::start(times.warm_up, times.duration, 0, &scope);
+    let mut stopwatch = Stopwatch::start(times.warm_up, times.duration, &scope);
     loop {
         let begun = Instant::now();
         writer.send(Operation::Write, 0, &[path.as_bytes(), b"\0", b"4"])?;
@@ -179,8 +179,8 @@ pub(crate) fn watch(daemon: &Running, unrelated: usize, times: Times) -> Result<
         let now = Instant::now();
         stopwatch.completed(begun, now);
         writer.done()?;
-        if let Some(sample) = stopwatch.tick(now, || None)? {
-            return figures(&sample, before, daemon);
+        if let Some(counted) = stopwatch.tick(now, || None)? {
+            return figures(&counted.sample(0), before, daemon);
         }
     }
 }
