@@ -120,6 +120,7 @@ fn back(
         ring: Peer::new(ring).map_err(|_| anyhow!("the ring was mapped read-only"))?,
         channel: dom0.bind(guest.domid(), queue.front.port())?,
         image,
+        discard: None,
         persistent: PERSISTENT_PAGES,
         poll: if polls { FOR_EVER } else { Duration::ZERO },
         stats,

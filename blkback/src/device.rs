@@ -269,7 +269,7 @@ impl<P: seam::Backend> Device<P> {
             let waiting = self.turns.take(announced).await?;
             self.record.stage(Stage::Waiting);
             let outcome = self
-                .one_connection(waiting, &image, scripted, &mut changes)
+                .one_connection(waiting, &image, &offer, scripted, &mut changes)
                 .await?;
             self.record.stage(Stage::Closed);
             let closing = match outcome {
@@ -376,6 +376,9 @@ impl<P: seam::Backend> Device<P> {
             read_only: image.read_only(),
             cdrom: assignment.cdrom,
             removable: assignment.removable,
+            discard: image
+                .discard()
+                .filter(|_| assignment.discard && !image.read_only()),
         };
         log::info!(
             "vbd {}: {} is {}, {} sectors, {}",
@@ -454,6 +457,7 @@ impl<P: seam::Backend> Device<P> {
         &self,
         waiting: Backend<InitWait>,
         image: &Arc<ImageOf<P>>,
+        offer: &Offer,
         scripted: bool,
         changes: &mut Changes,
     ) -> Result<Ended, DeviceError> {
@@ -479,7 +483,7 @@ impl<P: seam::Backend> Device<P> {
                 _ => changes.next().await?,
             }
         }
-        let mut running = match self.connect(&waiting, image).await {
+        let mut running = match self.connect(&waiting, image, offer).await {
             Ok(running) => running,
             Err(error) => {
                 self.report(&waiting, &error).await?;

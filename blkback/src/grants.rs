@@ -28,7 +28,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use parapet_hypervisor::host::{self, Lease};
-use parapet_hypervisor::memory::{ReadOnly, View};
+use parapet_hypervisor::memory::{PAGE_SIZE, ReadOnly, View};
 use parapet_hypervisor::seam::{Access, Grants, MapError, Mapping};
 use parapet_xen_sys::io::blkif::Segment;
 use parapet_xen_sys::{DomId, GrantRef};
@@ -225,6 +225,18 @@ impl<G: Grants> Pool<G> {
             buffer.registered = None;
         }
         Ok(buffer)
+    }
+
+    /// Copies the beginnings of pages out, one after the other, as many bytes as `to` has: each page
+    /// but the last as a whole. Nothing is mapped for it.
+    pub(crate) fn copy_out(&mut self, pages: &[GrantRef], to: &mut [u8]) -> Result<(), Missing> {
+        for (gref, to) in pages.iter().zip(to.chunks_mut(PAGE_SIZE)) {
+            let found = self.page(*gref, Access::ReadOnly)?;
+            let view = found.page.0.view();
+            view.read_bytes(0, to)
+                .expect("a mapping of one grant is a page");
+        }
+        Ok(())
     }
 
     /// A buffer of no memory.

@@ -9,7 +9,8 @@ use parapet_xen_sys::io::blkif::{DiskInfo, SECTOR_SIZE};
 use parapet_xen_sys::io::protocols;
 use parapet_xen_sys::{GrantRef, Port};
 
-use crate::image::Access;
+use crate::image::{Access, Discard};
+use crate::request::MAX_INDIRECT_SEGMENTS;
 
 /// The largest ring that a frontend may have, as a power of two of pages: 16 of them, for 512
 /// requests.
@@ -26,6 +27,9 @@ pub struct Assignment {
     pub cdrom: bool,
     /// `removable`.
     pub removable: bool,
+    /// `discard-enable`: whether the frontend may be offered to discard, which it may unless the
+    /// toolstack says otherwise.
+    pub discard: bool,
     /// `dev`: what the toolstack calls the disk, as `xvda`. For people.
     pub name: Option<String>,
 }
@@ -73,12 +77,23 @@ fn number<T: std::str::FromStr>(
 }
 
 fn flag(key: &str, get: impl Fn(&str) -> Option<String>) -> Result<bool, BadKey> {
-    Ok(number::<u32>(key, get)?.is_some_and(|number| number != 0))
+    flag_or(key, false, get)
+}
+
+fn flag_or(key: &str, absent: bool, get: impl Fn(&str) -> Option<String>) -> Result<bool, BadKey> {
+    Ok(number::<u32>(key, get)?.map_or(absent, |number| number != 0))
 }
 
 impl Assignment {
     /// The keys that [`Assignment::parse`] asks for.
-    pub const KEYS: &[&str] = &["params", "mode", "device-type", "removable", "dev"];
+    pub const KEYS: &[&str] = &[
+        "params",
+        "mode",
+        "device-type",
+        "removable",
+        "discard-enable",
+        "dev",
+    ];
 
     /// Understands the toolstack's keys, which `get` looks up.
     ///
@@ -96,6 +111,7 @@ impl Assignment {
             access,
             cdrom: get("device-type").is_some_and(|kind| kind == "cdrom"),
             removable: flag("removable", &get)?,
+            discard: flag_or("discard-enable", true, &get)?,
             name: get("dev"),
         })
     }
@@ -114,6 +130,8 @@ pub struct Offer {
     pub cdrom: bool,
     /// Whether its medium can be changed.
     pub removable: bool,
+    /// How sectors can be forgotten, if they can.
+    pub discard: Option<Discard>,
 }
 
 impl Offer {
@@ -124,11 +142,20 @@ impl Offer {
         info.set(DiskInfo::REMOVABLE, self.removable);
         info.set(DiskInfo::READONLY, self.read_only);
         let pages = 1u32 << MAX_RING_PAGE_ORDER;
-        vec![
+        let mut keys = vec![
             ("max-ring-page-order", MAX_RING_PAGE_ORDER.to_string()),
             ("max-ring-pages", pages.to_string()),
             ("feature-persistent", "1".into()),
             ("feature-flush-cache", "1".into()),
+            ("feature-barrier", "1".into()),
+            (
+                "feature-max-indirect-segments",
+                MAX_INDIRECT_SEGMENTS.to_string(),
+            ),
+            (
+                "feature-discard",
+                u32::from(self.discard.is_some()).to_string(),
+            ),
             ("sectors", self.sectors.to_string()),
             ("sector-size", SECTOR_SIZE.to_string()),
             (
@@ -136,7 +163,15 @@ impl Offer {
                 self.physical_sector_size.to_string(),
             ),
             ("info", info.bits().to_string()),
-        ]
+        ];
+        if let Some(discard) = self.discard {
+            keys.extend([
+                ("discard-granularity", discard.granularity.to_string()),
+                ("discard-alignment", discard.alignment.to_string()),
+                ("discard-secure", u32::from(discard.secure).to_string()),
+            ]);
+        }
+        keys
     }
 }
 
@@ -350,12 +385,36 @@ mod tests {
             read_only: true,
             cdrom: true,
             removable: false,
+            discard: None,
         };
         let keys: BTreeMap<_, _> = offer.keys().into_iter().collect();
         assert_eq!(keys["info"], "5");
         assert_eq!(keys["sectors"], "99");
         assert_eq!(keys["sector-size"], "512");
         assert_eq!(keys["physical-sector-size"], "4096");
+        assert_eq!(keys["feature-discard"], "0");
+        assert!(!keys.contains_key("discard-granularity"));
+
+        let discard = Discard {
+            granularity: 65536,
+            alignment: 512,
+            secure: true,
+        };
+        let offer = Offer {
+            discard: Some(discard),
+            ..offer
+        };
+        let keys: BTreeMap<_, _> = offer.keys().into_iter().collect();
+        for (key, value) in [
+            ("feature-discard", "1"),
+            ("discard-granularity", "65536"),
+            ("discard-alignment", "512"),
+            ("discard-secure", "1"),
+            ("feature-barrier", "1"),
+            ("feature-max-indirect-segments", "256"),
+        ] {
+            assert_eq!(keys[key], value, "{key}");
+        }
     }
 
     #[test]

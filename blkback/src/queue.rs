@@ -10,6 +10,10 @@
 //! A turn of the task does all of that for as many requests as there are. When there is nothing to
 //! do it asks both sides to wake it (the ring's `req_event`; the image's descriptor is always
 //! armed), and sleeps.
+//!
+//! A barrier holds the queue back: it starts when all that was taken before it has been answered,
+//! and nothing is taken until it has been answered itself. Other queues of the disk go on, as in
+//! Linux.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -23,11 +27,16 @@ use parapet_hypervisor::seam::{Access, Backend, Channel, Instant, MapError, yiel
 use parapet_ring::{Back, Peer, TooSmall, Violation};
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::blkif::{Segment, Status};
+use zerocopy::{FromZeros, IntoBytes};
 
 use crate::grants::{Buffer, Missing, PERSISTENT_PAGES, Pool};
-use crate::image::{Completion, Image, ImageQueue, Job, Limits, Operation, Submitted};
+use crate::image::{
+    Completion, Discard, Image, ImageQueue, Job, Limits, Operation, Sectors, Submitted,
+};
 use crate::limit::Limit;
-use crate::request::{Disk, Layout, Refusal, Request, Slot, Transfer, check};
+use crate::request::{
+    Disk, Indirect, Layout, MAX_INDIRECT_SEGMENTS, Refusal, Request, Slot, Transfer, check,
+};
 use crate::stats::{Kind, QueueStats};
 
 /// The image that disks of place `P` are kept in.
@@ -56,6 +65,8 @@ pub struct QueueSetup<P: Backend> {
     pub channel: P::Channel,
     /// The disk's image.
     pub image: Arc<ImageOf<P>>,
+    /// How sectors can be forgotten, if the frontend was told that they can.
+    pub discard: Option<Discard>,
     /// How many of the frontend's pages may stay mapped, at most [`PERSISTENT_PAGES`]; none if it
     /// does not have persistent grants.
     pub persistent: u16,
@@ -95,6 +106,9 @@ pub struct Queue<P: Backend, L: Layout> {
     /// By tag: what is being done. As many as the ring has slots, so there is always a free one.
     requests: Box<[InFlight]>,
     free: Vec<u32>,
+    /// By tag: copies of the segments of indirect requests, [`SEGMENTS`] each.
+    segments: Box<[Segment]>,
+    barrier: Barrier,
     /// Requests of this batch whose pages are not mapped yet.
     deferred: Vec<(u32, Slot)>,
     /// Jobs for which the image had no room.
@@ -114,8 +128,26 @@ struct InFlight {
     id: u64,
     operation: u8,
     since: Instant,
-    bytes: u64,
+    sectors: Sectors,
     does: Does,
+    /// Whether its segments were copied out of its indirect pages.
+    fetched: bool,
+}
+
+const NO_SECTORS: Sectors = Sectors { first: 0, count: 0 };
+
+/// Segments that a request may have.
+const SEGMENTS: usize = MAX_INDIRECT_SEGMENTS as usize;
+
+/// The request that comes after all before it and before all after it.
+#[derive(Debug, Clone, Copy)]
+enum Barrier {
+    /// There is none.
+    None,
+    /// It waits for those before it.
+    Waiting(u32, Slot),
+    /// It is being carried out.
+    Begun(u32),
 }
 
 /// What is being done for a request.
@@ -123,9 +155,12 @@ struct InFlight {
 enum Does {
     Read,
     Write,
+    /// What was there before a barrier is flushed; its own data are yet to be written, and flushed.
+    FlushThenWrite,
     /// The data of a flush are written; the flush itself is yet to come.
     WriteThenFlush,
     Flush,
+    Discard,
 }
 
 impl Does {
@@ -133,8 +168,29 @@ impl Does {
         match self {
             Does::Read => &stats.reads,
             Does::Write => &stats.writes,
-            Does::WriteThenFlush | Does::Flush => &stats.flushes,
+            Does::FlushThenWrite | Does::WriteThenFlush | Does::Flush => &stats.flushes,
+            Does::Discard => &stats.discards,
         }
+    }
+
+    /// What comes after this, of a request with these sectors.
+    fn next(self, sectors: Sectors) -> Option<(Does, Operation)> {
+        match self {
+            Does::FlushThenWrite => Some((Does::WriteThenFlush, Operation::Write(sectors))),
+            Does::WriteThenFlush => Some((Does::Flush, Operation::Flush)),
+            Does::Read | Does::Write | Does::Flush | Does::Discard => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Does {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Does::Read => "read",
+            Does::Write | Does::WriteThenFlush => "write",
+            Does::FlushThenWrite | Does::Flush => "flush",
+            Does::Discard => "discard",
+        })
     }
 }
 
@@ -160,6 +216,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             ring,
             channel,
             image,
+            discard,
             persistent,
             poll,
             stats,
@@ -170,7 +227,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         let persistent = persistent.min(PERSISTENT_PAGES);
         let queue = image.open_queue(Limits {
             depth: u16::try_from(slots).unwrap_or(u16::MAX),
-            segments: parapet_xen_sys::io::blkif::MAX_SEGMENTS_PER_REQUEST,
+            segments: SEGMENTS,
             buffers: persistent,
         })?;
         let interrupt = match queue.descriptor() {
@@ -181,9 +238,12 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             id: 0,
             operation: 0,
             since: Instant::default(),
-            bytes: 0,
+            sectors: NO_SECTORS,
             does: Does::Flush,
+            fetched: false,
         };
+        let segments = <[Segment]>::new_box_zeroed_with_elems(slots as usize * SEGMENTS)
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         Ok(Queue {
             image: queue,
             pool: Pool::new(place.clone(), peer, persistent),
@@ -193,7 +253,10 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             disk: Disk {
                 sectors: image.sectors(),
                 read_only: image.read_only(),
+                discard,
             },
+            segments,
+            barrier: Barrier::None,
             requests: vec![nothing; slots as usize].into(),
             free: (0..slots).rev().collect(),
             deferred: Vec::new(),
@@ -274,6 +337,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     /// Does all that there is to do for requests that were taken. Whether any ended.
     fn finish_some(&mut self) -> Result<bool, QueueError> {
         let completed = self.complete();
+        self.begin_barrier();
         for job in std::mem::take(&mut self.waiting) {
             self.submit(job);
         }
@@ -303,6 +367,9 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         let batch = self.ring.slots();
         let mut now = None;
         for _ in 0..batch {
+            if self.is_held_back() {
+                break;
+            }
             let Some(&tag) = self.free.last() else {
                 break;
             };
@@ -315,18 +382,41 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             if let Some(request) = self.requests.get_mut(tag as usize) {
                 *request = InFlight {
                     id: slot.id,
-                    operation: slot.operation,
+                    operation: slot.answered_as(),
                     since,
-                    bytes: 0,
+                    sectors: NO_SECTORS,
                     does: Does::Flush,
+                    fetched: false,
                 };
             }
-            if let Err(Missing::Unmapped) = self.start(tag, &slot) {
+            if let Ok(Request::Barrier(_)) = check(&slot, &self.disk) {
+                self.barrier = Barrier::Waiting(tag, slot);
+            } else if let Err(Missing::Unmapped) = self.start(tag, &slot) {
                 self.deferred.push((tag, slot));
             }
         }
         self.map_and_start();
         Ok(now.is_some())
+    }
+
+    /// Whether nothing may be taken before a barrier has been answered.
+    fn is_held_back(&self) -> bool {
+        !matches!(self.barrier, Barrier::None)
+    }
+
+    /// Starts the barrier that waits, if all before it was answered.
+    fn begin_barrier(&mut self) {
+        let Barrier::Waiting(tag, slot) = self.barrier else {
+            return;
+        };
+        if self.requests.len() - self.free.len() > 1 {
+            return;
+        }
+        self.barrier = Barrier::Begun(tag);
+        if let Err(Missing::Unmapped) = self.start(tag, &slot) {
+            self.deferred.push((tag, slot));
+            self.map_and_start();
+        }
     }
 
     /// Maps the pages of the requests that had to wait for that, and starts them.
@@ -336,17 +426,42 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         }
         let mut deferred = std::mem::take(&mut self.deferred);
         let disk = self.disk;
-        let wanted = deferred.iter().flat_map(|(_, slot)| {
-            let (segments, access) = match check(slot, &disk) {
+        let indirect = deferred
+            .iter()
+            .filter_map(|(tag, slot)| match check(slot, &disk) {
+                Ok(Request::Indirect(indirect)) => Some((*tag, indirect)),
+                _ => None,
+            });
+        let tables = indirect.clone().flat_map(|(_, indirect)| indirect.pages);
+        let tables = tables.map(|gref| (*gref, Access::ReadOnly));
+        let mut mapped = self.pool.map(tables, &mut *self.image);
+        for (tag, indirect) in indirect {
+            // What went wrong is found again when it is started.
+            let _ = self.fetch(tag, &indirect);
+        }
+        let (requests, segments) = (&self.requests, &self.segments);
+        let wanted = deferred.iter().flat_map(|(tag, slot)| {
+            let request = match check(slot, &disk) {
+                Ok(Request::Indirect(indirect)) => match requests.get(*tag as usize) {
+                    Some(InFlight { fetched: true, .. }) => {
+                        indirect.check(copied(segments, *tag, &indirect), &disk)
+                    }
+                    _ => Ok(Request::Flush(None)),
+                },
+                direct => direct,
+            };
+            let (segments, access) = match request {
                 Ok(Request::Read(transfer)) => (transfer.segments, Access::ReadWrite),
-                Ok(Request::Write(transfer) | Request::Flush(Some(transfer))) => {
-                    (transfer.segments, Access::ReadOnly)
-                }
-                Ok(Request::Flush(None)) | Err(_) => (&[] as &[Segment], Access::ReadOnly),
+                Ok(
+                    Request::Write(transfer)
+                    | Request::Flush(Some(transfer))
+                    | Request::Barrier(Some(transfer)),
+                ) => (transfer.segments, Access::ReadOnly),
+                Ok(_) | Err(_) => (&[] as &[Segment], Access::ReadOnly),
             };
             segments.iter().map(move |segment| (segment.gref, access))
         });
-        let mapped = self.pool.map(wanted, &mut *self.image);
+        mapped += self.pool.map(wanted, &mut *self.image);
         self.stats.maps.add(mapped as u64);
         self.stats
             .persistent_pages
@@ -360,34 +475,74 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         self.pool.started();
     }
 
+    /// Copies the segments of an indirect request out of its pages, once.
+    fn fetch(&mut self, tag: u32, indirect: &Indirect<'_>) -> Result<(), Missing> {
+        let Some(request) = self.requests.get_mut(tag as usize) else {
+            return Ok(());
+        };
+        if request.fetched {
+            return Ok(());
+        }
+        request.does = match indirect.writes {
+            true => Does::Write,
+            false => Does::Read,
+        };
+        let start = tag as usize * SEGMENTS;
+        if let Some(to) = self.segments.get_mut(start..start + indirect.segments) {
+            self.pool.copy_out(indirect.pages, to.as_mut_bytes())?;
+            request.fetched = true;
+        }
+        Ok(())
+    }
+
     /// Starts a request, answers it if it is refused, or says which memory is missing.
     fn start(&mut self, tag: u32, slot: &Slot) -> Result<(), Missing> {
-        let (does, transfer) = match check(slot, &self.disk) {
-            Ok(Request::Read(transfer)) => (Does::Read, transfer),
-            Ok(Request::Write(transfer)) => (Does::Write, transfer),
-            Ok(Request::Flush(Some(transfer))) => (Does::WriteThenFlush, transfer),
-            Ok(Request::Flush(None)) => {
-                let lease = self.pool.empty();
-                self.submit(Job {
-                    tag,
-                    operation: Operation::Flush,
-                    lease,
-                });
-                return Ok(());
+        let checked = match check(slot, &self.disk) {
+            Ok(Request::Indirect(indirect)) => match self.fetch(tag, &indirect) {
+                Ok(()) => indirect.check(copied(&self.segments, tag, &indirect), &self.disk),
+                Err(refused @ Missing::Refused(_)) => {
+                    self.unmappable(tag, refused);
+                    return Ok(());
+                }
+                Err(Missing::Unmapped) => return Err(Missing::Unmapped),
+            },
+            checked => checked,
+        };
+        const NO_MEMORY: &[Segment] = &[];
+        let (does, sectors, operation, segments) = match checked {
+            Ok(Request::Read(Transfer { sectors, segments })) => {
+                (Does::Read, sectors, Operation::Read(sectors), segments)
+            }
+            Ok(Request::Write(Transfer { sectors, segments })) => {
+                (Does::Write, sectors, Operation::Write(sectors), segments)
+            }
+            Ok(Request::Flush(Some(Transfer { sectors, segments }))) => {
+                let write = Operation::Write(sectors);
+                (Does::WriteThenFlush, sectors, write, segments)
+            }
+            Ok(Request::Barrier(Some(Transfer { sectors, segments }))) => {
+                (Does::FlushThenWrite, sectors, Operation::Flush, segments)
+            }
+            Ok(Request::Discard { sectors, secure }) => {
+                let discard = Operation::Discard { sectors, secure };
+                (Does::Discard, sectors, discard, NO_MEMORY)
+            }
+            // An indirect request inside of another there is not.
+            Ok(Request::Flush(None) | Request::Barrier(None) | Request::Indirect(_)) => {
+                (Does::Flush, NO_SECTORS, Operation::Flush, NO_MEMORY)
             }
             Err(refusal) => {
                 self.refuse(tag, refusal);
                 return Ok(());
             }
         };
-        let Transfer { sectors, segments } = transfer;
         if let Some(request) = self.requests.get_mut(tag as usize) {
             request.does = does;
-            request.bytes = sectors.bytes();
+            request.sectors = sectors;
         }
-        let (access, operation) = match does {
-            Does::Read => (Access::ReadWrite, Operation::Read(sectors)),
-            _ => (Access::ReadOnly, Operation::Write(sectors)),
+        let access = match does {
+            Does::Read => Access::ReadWrite,
+            _ => Access::ReadOnly,
         };
         let lease = match self.pool.buffer(segments, access) {
             Err(refused @ Missing::Refused(_)) => {
@@ -396,6 +551,11 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             }
             buffer => buffer?,
         };
+        if does == Does::Discard && sectors.count == 0 {
+            let result = Ok(());
+            self.finish(Completion { tag, result, lease }, None);
+            return Ok(());
+        }
         self.submit(Job {
             tag,
             operation,
@@ -428,11 +588,13 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         let Some(request) = self.requests.get_mut(tag as usize) else {
             return self.pool.recycle(lease);
         };
-        if request.does == Does::WriteThenFlush && result.is_ok() {
-            request.does = Does::Flush;
+        if let Some((does, operation)) = request.does.next(request.sectors)
+            && result.is_ok()
+        {
+            request.does = does;
             return self.submit(Job {
                 tag,
-                operation: Operation::Flush,
+                operation,
                 lease,
             });
         }
@@ -443,7 +605,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             Ok(()) => {
                 let now = now.unwrap_or_else(|| self.place.now());
                 kind.operations.add(1);
-                kind.bytes.add(request.bytes);
+                kind.bytes.add(request.sectors.bytes());
                 kind.latencies.record(now.since(request.since));
                 self.respond(tag, Status::OKAY);
             }
@@ -452,13 +614,9 @@ impl<P: Backend, L: Layout> Queue<P, L> {
                 if let Some(errno) = error.raw_os_error() {
                     self.stats.host_error.store(errno, Ordering::Relaxed);
                 }
-                let what = match request.does {
-                    Does::Read => "read",
-                    Does::Write | Does::WriteThenFlush => "write",
-                    Does::Flush => "flush",
-                };
                 self.complaints.warn(self.place.now(), || {
-                    format!("a {what} of {} bytes failed: {error}", request.bytes)
+                    let (does, bytes) = (request.does, request.sectors.bytes());
+                    format!("a {does} of {bytes} bytes failed: {error}")
                 });
                 self.respond(tag, Status::ERROR);
             }
@@ -498,6 +656,9 @@ impl<P: Backend, L: Layout> Queue<P, L> {
                 "a request that was taken has room for its answer"
             );
             self.free.push(tag);
+            if matches!(self.barrier, Barrier::Begun(barrier) if barrier == tag) {
+                self.barrier = Barrier::None;
+            }
             self.unpublished = true;
         }
     }
@@ -510,6 +671,10 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     ) -> Poll<Result<Wake, QueueError>> {
         if stop.poll(cx).is_ready() {
             return Poll::Ready(Ok(Wake::Stop));
+        }
+        if self.is_held_back() {
+            // Until the image has done what there is; the ring may well have more.
+            return self.poll_interrupt(cx).map(|()| Ok(Wake::Work));
         }
         // The event first: what it announced is found by arming, and what comes later makes another.
         let event = self.channel.poll_wait(cx).is_ready();
@@ -557,7 +722,8 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     /// Waits until the image has let go of everything, and answers nothing. An image that is
     /// dropped with jobs in flight waits for them too, but with the thread that others share.
     async fn abandon(&mut self) {
-        let untouched = self.waiting.len() + self.deferred.len();
+        let barrier = matches!(self.barrier, Barrier::Waiting(..));
+        let untouched = self.waiting.len() + self.deferred.len() + usize::from(barrier);
         let mut in_flight = self.requests.len() - self.free.len() - untouched;
         while in_flight > 0 {
             if let Some(completion) = self.image.complete() {
@@ -584,6 +750,14 @@ impl<P: Backend, L: Layout> Drop for Queue<P, L> {
         // The pool unmaps them next.
         self.stats.persistent_pages.set(0);
     }
+}
+
+/// Those of `segments` that were copied for an indirect request.
+fn copied<'a>(segments: &'a [Segment], tag: u32, indirect: &Indirect<'_>) -> &'a [Segment] {
+    let start = tag as usize * SEGMENTS;
+    segments
+        .get(start..start + indirect.segments)
+        .unwrap_or_default()
 }
 
 /// Whether `future` is ready now.

@@ -113,6 +113,8 @@ pub struct QueueStats {
     pub writes: Kind,
     /// Flushes.
     pub flushes: Kind,
+    /// Discards.
+    pub discards: Kind,
     /// Requests that asked for what cannot be.
     pub refused: Counter,
     /// Notifications sent to the frontend.
@@ -140,16 +142,19 @@ impl QueueStats {
 /// The sum of it, for a line in a log.
 impl fmt::Display for QueueStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kinds = [&self.reads, &self.writes, &self.flushes];
+        let kinds = [&self.reads, &self.writes, &self.flushes, &self.discards];
         let errors: u64 = kinds.iter().map(|kind| kind.errors.get()).sum();
         write!(
             f,
-            "{} reads ({} bytes), {} writes ({} bytes), {} flushes, {errors} errors, {} refused",
+            "{} reads ({} bytes), {} writes ({} bytes), {} flushes, {} discards ({} bytes), \
+             {errors} errors, {} refused",
             self.reads.operations.get(),
             self.reads.bytes.get(),
             self.writes.operations.get(),
             self.writes.bytes.get(),
             self.flushes.operations.get(),
+            self.discards.operations.get(),
+            self.discards.bytes.get(),
             self.refused.get(),
         )
     }

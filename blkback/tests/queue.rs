@@ -17,7 +17,7 @@ use futures_channel::oneshot;
 use parapet_blkback::grants::{Buffer, PERSISTENT_PAGES};
 use parapet_blkback::image::{
     Access as Use, Completion, FileImage, Image, ImageQueue, Job, Limits, MemoryImage, NullImage,
-    SECTOR_SIZE, Submitted,
+    Operation as Does, SECTOR_SIZE, Sectors, Submitted,
 };
 use parapet_blkback::limit::Limit;
 use parapet_blkback::queue::{ImageOf, Queue, QueueError, QueueSetup};
@@ -29,7 +29,7 @@ use parapet_hypervisor::memory::PAGE_SIZE;
 use parapet_hypervisor::seam::{Access, Channel, Events, Grant, Grants, Identity, Memory, Pages};
 use parapet_ring::Peer;
 use parapet_xen_sys::GrantRef;
-use parapet_xen_sys::io::blkif::{Operation, Segment, Status, x86_64};
+use parapet_xen_sys::io::blkif::{DiscardFlags, Operation, Segment, Status, x86_64};
 
 use plain::{Plain, Wire};
 
@@ -82,6 +82,7 @@ fn boot_polling<W: Wire>(
         peer: guest.domid(),
         ring: Peer::new(mapped).ok().unwrap(),
         channel: dom0.bind(guest.domid(), plain.channel.port()).unwrap(),
+        discard: image.discard(),
         image,
         persistent: if persistent { PERSISTENT_PAGES } else { 0 },
         poll,
@@ -175,6 +176,84 @@ fn a_frontend_without_persistent_grants_is_served_and_nothing_stays_mapped() {
 #[test]
 fn a_frontend_of_the_other_layout_is_served() {
     writes_and_reads_back::<X86_32>(true);
+}
+
+fn reads_and_writes_indirectly<W: Wire>(persistent: bool) {
+    let (image, file) = file(4096, Use::ReadWrite);
+    let mut guest = boot::<W>(image, persistent);
+    // 256 pieces of a sector each, of 32 pages, in an order of their own.
+    let order = (0..256).map(|at| (at % 32, (at / 32) as u8));
+    let segments: Vec<_> = order
+        .flat_map(|(page, sector)| guest.segments(page..page + 1, sector, sector))
+        .collect();
+    for page in 0..32 {
+        guest.fill(page, page as u8 + 1);
+    }
+    let status = guest.run_indirect(Operation::Write, 100, &segments, 40);
+    assert_eq!(status, Status::OKAY);
+    let mut on_disk = vec![0; 256 * SECTOR_SIZE];
+    file.read_exact_at(&mut on_disk, 100 * SECTOR_SIZE as u64)
+        .unwrap();
+    for (at, sector) in on_disk.chunks(SECTOR_SIZE).enumerate() {
+        let expected = (at % 32) as u8 + 1;
+        assert!(sector.iter().all(|&byte| byte == expected), "{at}");
+    }
+    for page in 0..32 {
+        guest.fill(page, 0);
+    }
+    let status = guest.run_indirect(Operation::Read, 100, &segments, 41);
+    assert_eq!(status, Status::OKAY);
+    for page in 0..32 {
+        assert!(guest.page(page).iter().all(|&byte| byte == page as u8 + 1));
+    }
+    let stats = &guest.stats;
+    let (reads, writes) = (&stats.reads, &stats.writes);
+    assert_eq!((reads.operations.get(), reads.bytes.get()), (1, 256 * 512));
+    assert_eq!(
+        (writes.operations.get(), writes.bytes.get()),
+        (1, 256 * 512)
+    );
+    let kept = if persistent { 34 } else { 0 };
+    assert_eq!(guest.dom0.mappings(), kept + 1, "and the ring");
+    guest.stop().unwrap();
+}
+
+#[test]
+fn an_indirect_request_of_all_segments_is_carried_out_in_their_order() {
+    reads_and_writes_indirectly::<X86_64>(true);
+    reads_and_writes_indirectly::<X86_64>(false);
+    reads_and_writes_indirectly::<X86_32>(true);
+}
+
+#[test]
+fn what_is_discarded_reads_as_zeroes_and_is_counted_as_its_own_kind() {
+    let mut guest = boot::<X86_64>(memory(4096), true);
+    let none = DiscardFlags::empty();
+    let segments = guest.segments(0..1, 0, 7);
+    guest.fill(0, 7);
+    assert_eq!(guest.run(Operation::Write, 8, &segments), Status::OKAY);
+    assert_eq!(guest.discard(none, 9, 6), Status::OKAY);
+    assert_eq!(guest.discard(none, 0, 0), Status::OKAY);
+    assert_eq!(guest.run(Operation::Read, 8, &segments), Status::OKAY);
+    let page = guest.page(0);
+    assert!(page[512..7 * 512].iter().all(|&byte| byte == 0));
+    assert_eq!((page[511], page[7 * 512]), (7, 7));
+
+    assert_eq!(
+        guest.discard(DiscardFlags::SECURE, 0, 8),
+        Status::EOPNOTSUPP
+    );
+    for (first, count) in [(4096, 1), (0, 4097), (u64::MAX, 2), (8, u64::MAX)] {
+        assert_eq!(guest.discard(none, first, count), Status::ERROR);
+    }
+    let kind = &guest.stats.discards;
+    assert_eq!((kind.operations.get(), kind.bytes.get()), (2, 6 * 512));
+    assert_eq!(guest.stats.refused.get(), 5);
+    guest.stop().unwrap();
+
+    let mut guest = boot::<X86_64>(Arc::new(NullImage::new(4096)), true);
+    assert_eq!(guest.discard(none, 0, 8), Status::EOPNOTSUPP);
+    guest.stop().unwrap();
 }
 
 #[test]
@@ -325,7 +404,7 @@ fn a_bad_request_is_answered_and_the_next_is_served() {
         (Operation::Read, 0, &outside, Status::ERROR),
         (Operation::Write, 0, &good, Status::ERROR),
         (Operation::Discard, 0, &good, Status::EOPNOTSUPP),
-        (Operation::Indirect, 0, &good, Status::EOPNOTSUPP),
+        (Operation::Indirect, 0, &good, Status::ERROR),
         (Operation::Reserved1, 0, &good, Status::EOPNOTSUPP),
     ] {
         assert_eq!(
@@ -379,6 +458,8 @@ struct Slow {
 
 #[derive(Debug, Default)]
 struct Shared {
+    /// All that was asked for.
+    log: Mutex<Vec<Does>>,
     /// Tags and memory of jobs in flight.
     jobs: Mutex<Vec<(u32, Lent)>>,
     open: AtomicBool,
@@ -409,6 +490,7 @@ impl Image<Lent> for Slow {
 
 impl ImageQueue<Lent> for Slow {
     fn submit(&mut self, job: Job<Lent>) -> Submitted<Lent> {
+        self.shared.log.lock().unwrap().push(job.operation);
         let mut jobs = self.shared.jobs.lock().unwrap();
         jobs.push((job.tag, job.lease));
         Submitted::Started
@@ -435,31 +517,115 @@ impl Drop for Slow {
     }
 }
 
-#[test]
-fn a_ring_that_is_broken_while_the_image_works_keeps_no_thread_waiting() {
-    let (ready, mut finger) = UnixStream::pair().unwrap();
+impl Shared {
+    /// Waits until so many jobs are in flight.
+    fn wait(&self, jobs: usize) {
+        while self.jobs.lock().unwrap().len() < jobs {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// A guest whose jobs end when the test says so, by writing to the stream.
+fn boot_slow(persistent: bool) -> (Guest<X86_64>, Arc<Shared>, UnixStream) {
+    let (ready, finger) = UnixStream::pair().unwrap();
     let shared = Arc::new(Shared::default());
     let image = Slow {
         shared: Arc::clone(&shared),
         ready,
     };
-    let mut guest = boot::<X86_64>(Arc::new(image), true);
-    for sector in 0..3 {
-        let segments = guest.segments(0..1, 0, 7);
-        guest.push(Operation::Write, sector, sector, &segments);
-    }
-    guest.publish();
-    while shared.jobs.lock().unwrap().len() < 3 {
-        std::thread::yield_now();
-    }
-    guest.ring_memory.view().write(0, &1_000_000u32).unwrap();
-    guest.channel.notify();
-    // The queue has seen it by the time that another task of its processor has run often.
+    (boot(Arc::new(image), persistent), shared, finger)
+}
+
+/// Lets the backend's processor run until a queue there has seen all that there is.
+fn let_it_see<W: Wire>(guest: &Guest<W>) {
     for _ in 0..1000 {
         let (ran, runs) = oneshot::channel();
         guest.dom0.run(|_| async move { ran.send(()).unwrap() });
         block_on(runs).unwrap();
     }
+}
+
+#[test]
+fn a_barrier_comes_after_all_before_it_and_before_all_after_it() {
+    for persistent in [false, true] {
+        let (mut guest, shared, mut finger) = boot_slow(persistent);
+        let segments = guest.segments(0..1, 0, 7);
+        for sector in [0, 8] {
+            guest.push(Operation::Write, sector, sector, &segments);
+        }
+        let barrier = guest.segments(1..2, 0, 7);
+        guest.push(Operation::WriteBarrier, 16, 16, &barrier);
+        for sector in [24, 32] {
+            guest.push(Operation::Write, sector, sector, &segments);
+        }
+        guest.push(Operation::WriteBarrier, 40, 0, &[]);
+        guest.publish();
+        shared.wait(2);
+        // It does not sleep past what comes, nor does it turn round and round meanwhile.
+        guest.channel.notify();
+        let_it_see(&guest);
+        let sleeps = guest.stats.sleeps.get();
+        let_it_see(&guest);
+        assert_eq!(guest.stats.sleeps.get(), sleeps);
+        assert_eq!(shared.log.lock().unwrap().len(), 2, "the barrier waits");
+        shared.open.store(true, Ordering::Release);
+        finger.write_all(&[1]).unwrap();
+        let mut answers: Vec<_> = (0..6).map(|_| guest.reply()).collect();
+        assert!(answers.iter().all(|(_, status)| *status == Status::OKAY));
+        answers[..2].sort_by_key(|(id, _)| *id);
+        answers[3..5].sort_by_key(|(id, _)| *id);
+        let ids: Vec<_> = answers.iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids, [0, 8, 16, 24, 32, 40]);
+        let write = |first| Does::Write(Sectors { first, count: 8 });
+        assert_eq!(
+            *shared.log.lock().unwrap(),
+            [
+                write(0),
+                write(8),
+                Does::Flush,
+                write(16),
+                Does::Flush,
+                write(24),
+                write(32),
+                Does::Flush,
+            ]
+        );
+        guest.stop().unwrap();
+    }
+}
+
+#[test]
+fn a_stop_while_a_barrier_waits_answers_it_too() {
+    let (mut guest, shared, mut finger) = boot_slow(true);
+    let segments = guest.segments(0..1, 0, 7);
+    guest.push(Operation::Write, 1, 0, &segments);
+    guest.push(Operation::WriteBarrier, 2, 8, &segments);
+    guest.push(Operation::Write, 3, 16, &segments);
+    guest.publish();
+    shared.wait(1);
+    guest.stop.take();
+    shared.open.store(true, Ordering::Release);
+    finger.write_all(&[1]).unwrap();
+    block_on(&mut guest.outcome).unwrap().unwrap();
+    assert_eq!(guest.reply(), (1, Status::OKAY));
+    assert_eq!(guest.reply(), (2, Status::OKAY));
+    assert!(guest.ring.take().unwrap().is_none(), "it was not taken");
+    assert_eq!(guest.dom0.mappings(), 0);
+}
+
+#[test]
+fn a_ring_that_is_broken_while_the_image_works_keeps_no_thread_waiting() {
+    let (mut guest, shared, mut finger) = boot_slow(true);
+    for sector in 0..3 {
+        let segments = guest.segments(0..1, 0, 7);
+        guest.push(Operation::Write, sector, sector, &segments);
+    }
+    guest.publish();
+    shared.wait(3);
+    guest.ring_memory.view().write(0, &1_000_000u32).unwrap();
+    guest.channel.notify();
+    let_it_see(&guest);
     assert_eq!(guest.outcome.try_recv().unwrap().map(drop), None);
     assert_eq!(shared.left.load(Ordering::Relaxed), 0);
     shared.open.store(true, Ordering::Release);

@@ -4,17 +4,17 @@
 //! Each panics when a promise is broken, and on nothing else that the bytes can say.
 
 use parapet_blkback::negotiation::{Answer, Assignment, MAX_RING_PAGE_ORDER};
-use parapet_blkback::request::{self, Layout, X86_32, X86_64};
 use parapet_hypervisor::memory::{PAGE_SIZE, Scratch};
 use parapet_ring::{Back, Front, Own};
 use parapet_xenstore::migration::{Reader, Record, Writer};
 use parapet_xenstore::server::restore;
 use parapet_xenstore::store::Quotas;
-use zerocopy::FromBytes;
 
+mod block;
 mod model;
 mod xenstore;
 
+pub use block::block_request;
 pub use xenstore::{xenstore_model, xenstore_ring, xenstore_wire, xenstored};
 
 /// A fuzz target.
@@ -57,48 +57,6 @@ pub fn migration(data: &[u8]) {
         .map(|next| next.map(|(_, record)| record))
         .collect();
     assert_eq!(again.as_ref(), Ok(&records));
-}
-
-/// A block request in both layouts: what passes the check lies within the disk and the page.
-pub fn block_request(data: &[u8]) {
-    fn check<L: Layout>(data: &[u8], disk: &request::Disk) {
-        let Ok((slot, _)) = L::Slot::read_from_prefix(data) else {
-            return;
-        };
-        let slot = L::read(slot);
-        let Ok(checked) = request::check(&slot, disk) else {
-            return;
-        };
-        let (transfer, writes) = match checked {
-            request::Request::Read(transfer) => (transfer, false),
-            request::Request::Write(transfer) | request::Request::Flush(Some(transfer)) => {
-                (transfer, true)
-            }
-            request::Request::Flush(None) => return,
-        };
-        assert!(!(writes && disk.read_only));
-        let sectors = transfer.sectors;
-        let end = sectors.first.checked_add(sectors.count);
-        assert!(end.is_some_and(|end| end <= disk.sectors));
-        let of_segments: u64 = transfer
-            .segments
-            .iter()
-            .inspect(|segment| assert!(segment.first_sect <= segment.last_sect))
-            .inspect(|segment| assert!(segment.last_sect < 8))
-            .map(|segment| u64::from(segment.last_sect - segment.first_sect) + 1)
-            .sum();
-        assert_eq!(of_segments, sectors.count);
-        assert!((1..=11).contains(&transfer.segments.len()));
-    }
-    let Some((&[flags, size], data)) = data.split_first_chunk() else {
-        return;
-    };
-    let disk = request::Disk {
-        sectors: 1 << (size % 64),
-        read_only: flags & 1 != 0,
-    };
-    check::<X86_64>(data, &disk);
-    check::<X86_32>(data, &disk);
 }
 
 /// Both ends of a ring in one page, and somebody who writes anywhere into it. An end may find a

@@ -14,7 +14,7 @@ use parapet_xenstore::xenbus::{Backend, Closing, End, InitWait};
 
 use super::{Device, DeviceError, Found, frontend_state};
 use crate::budget::Share;
-use crate::negotiation::{Answer, Protocol};
+use crate::negotiation::{Answer, Offer, Protocol};
 use crate::queue::{ImageOf, Queue, QueueError, QueueSetup};
 use crate::report::{Connection, Stage};
 use crate::request::{Layout, X86_32, X86_64};
@@ -116,6 +116,7 @@ impl<P: seam::Backend> Device<P> {
         &self,
         waiting: &Backend<InitWait>,
         image: &Arc<ImageOf<P>>,
+        offer: &Offer,
     ) -> Result<Running, DeviceError> {
         let keys: Vec<String> = Answer::keys().collect();
         let keys = Found::read(waiting.other(), keys.iter().map(String::as_str)).await?;
@@ -133,6 +134,7 @@ impl<P: seam::Backend> Device<P> {
             ring,
             channel: self.place.bind(peer, answer.port)?,
             image: Arc::clone(image),
+            discard: offer.discard,
             persistent: share.as_ref().map_or(0, Share::pages),
             poll: self.options.poll,
             stats: Arc::clone(self.record.stats()),

@@ -8,7 +8,7 @@ use parapet_blkback::negotiation::Protocol;
 use parapet_blkback::report::{Connection, Disk, Stage};
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::seam::Grant;
-use parapet_xen_sys::io::blkif::{Operation, Status};
+use parapet_xen_sys::io::blkif::{DiscardFlags, Operation, Status};
 
 use crate::world::{boot, works};
 
@@ -23,6 +23,12 @@ fn a_vbd_is_offered_connected_closed_and_removed() {
         ("info", "0"),
         ("feature-flush-cache", "1"),
         ("feature-persistent", "1"),
+        ("feature-barrier", "1"),
+        ("feature-max-indirect-segments", "256"),
+        ("feature-discard", "1"),
+        ("discard-granularity", "512"),
+        ("discard-alignment", "0"),
+        ("discard-secure", "0"),
     ] {
         assert_eq!(host.get(&vbd.back, key), value, "{key}");
     }
@@ -41,6 +47,24 @@ fn a_vbd_is_offered_connected_closed_and_removed() {
     assert_eq!(host.guest.grants_in_use(), 0);
     front.grant.end().unwrap();
     front.ring_grant.end().unwrap();
+}
+
+#[test]
+fn discard_is_offered_only_if_the_toolstack_the_mode_and_the_image_allow_it() {
+    let host = boot();
+    for (number, params, mode, enabled) in [
+        (1, "memory:1M", "w", "0"),
+        (2, "memory:1M", "r", "1"),
+        (3, "null:1M", "w", "1"),
+    ] {
+        let more = [("discard-enable", enabled)];
+        let vbd = host.attach_with(number, params, mode, &more);
+        let mut front = host.connect(&vbd);
+        assert_eq!(host.get(&vbd.back, "feature-discard"), "0");
+        assert!(!host.exists(&format!("{}/discard-granularity", vbd.back)));
+        let status = front.discard(DiscardFlags::empty(), 0, 8);
+        assert_eq!(status, Status::EOPNOTSUPP);
+    }
 }
 
 #[test]
@@ -188,6 +212,7 @@ fn what_is_counted_is_what_the_guest_asked_for() {
         assert_eq!(kind.errors.get(), 0);
     }
     assert_eq!(stats.refused.get(), 1);
-    let line = "5 reads (23040 bytes), 7 writes (28672 bytes), 3 flushes, 0 errors, 1 refused";
+    let line = "5 reads (23040 bytes), 7 writes (28672 bytes), 3 flushes, \
+                0 discards (0 bytes), 0 errors, 1 refused";
     assert_eq!(stats.to_string(), line);
 }

@@ -7,7 +7,7 @@ use parapet_hypervisor::loopback::{self, Domain};
 use parapet_hypervisor::memory::PAGE_SIZE;
 use parapet_hypervisor::seam::{Access, Channel, Events, Grant, Grants, Memory, Pages};
 use parapet_ring::{Front, Own};
-use parapet_xen_sys::io::blkif::{self, Operation, Segment, Status, x86_32, x86_64};
+use parapet_xen_sys::io::blkif::{self, DiscardFlags, Operation, Segment, Status, x86_32, x86_64};
 use parapet_xen_sys::{DomId, GrantRef};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -16,6 +16,14 @@ pub(crate) trait Wire: Layout {
     type Request: IntoBytes + Immutable + Copy;
     type Reply: FromBytes;
     fn request(operation: u8, id: u64, sector: u64, segments: &[Segment]) -> Self::Request;
+    fn discard(flag: DiscardFlags, id: u64, sector: u64, nr_sectors: u64) -> Self::Request;
+    fn indirect(
+        operation: u8,
+        id: u64,
+        sector: u64,
+        nr_segments: u16,
+        pages: &[GrantRef],
+    ) -> Self::Request;
     fn reply(reply: Self::Reply) -> (u64, Status);
 }
 
@@ -36,6 +44,37 @@ macro_rules! wire {
                     seg,
                     ..Default::default()
                 }
+            }
+
+            fn discard(flag: DiscardFlags, id: u64, sector: u64, nr_sectors: u64) -> Self::Request {
+                zerocopy::transmute!($module::Discard {
+                    operation: Operation::Discard as u8,
+                    flag,
+                    id,
+                    sector_number: sector,
+                    nr_sectors,
+                    ..Default::default()
+                })
+            }
+
+            fn indirect(
+                operation: u8,
+                id: u64,
+                sector: u64,
+                nr_segments: u16,
+                pages: &[GrantRef],
+            ) -> Self::Request {
+                let mut indirect_grefs = [GrantRef(0); blkif::MAX_INDIRECT_PAGES_PER_REQUEST];
+                indirect_grefs[..pages.len()].copy_from_slice(pages);
+                zerocopy::transmute!($module::Indirect {
+                    operation: Operation::Indirect as u8,
+                    indirect_op: operation,
+                    nr_segments,
+                    id,
+                    sector_number: sector,
+                    indirect_grefs,
+                    ..Default::default()
+                })
             }
 
             fn reply(reply: Self::Reply) -> (u64, Status) {
@@ -110,6 +149,39 @@ impl<W: Wire> Plain<W> {
     ) {
         let request = W::request(operation as u8, id, sector, segments);
         self.ring.push(&request).unwrap();
+    }
+
+    /// Sends a request as it is, and waits for the answer to it.
+    pub(crate) fn run_raw(&mut self, request: W::Request) -> (u64, Status) {
+        self.ring.push(&request).unwrap();
+        self.publish();
+        self.reply()
+    }
+
+    /// Discards sectors.
+    pub(crate) fn discard(&mut self, flag: DiscardFlags, sector: u64, nr_sectors: u64) -> Status {
+        self.run_raw(W::discard(flag, 42, sector, nr_sectors)).1
+    }
+
+    /// Puts segments into a page, for an indirect request.
+    pub(crate) fn put_segments(&self, page: usize, segments: &[Segment]) {
+        let bytes = segments.as_bytes();
+        let view = self.pages.view();
+        view.write_bytes(page * PAGE_SIZE, bytes).unwrap();
+    }
+
+    /// Reads or writes with the segments in a page of their own.
+    pub(crate) fn run_indirect(
+        &mut self,
+        operation: Operation,
+        sector: u64,
+        segments: &[Segment],
+        page: usize,
+    ) -> Status {
+        self.put_segments(page, segments);
+        let (count, pages) = (segments.len() as u16, [self.gref(page)]);
+        let request = W::indirect(operation as u8, 42, sector, count, &pages);
+        self.run_raw(request).1
     }
 
     pub(crate) fn publish(&mut self) {
