@@ -12,6 +12,7 @@
 //!  │       request       a slot, copied once, becomes a request        (pure)   │
 //!  │       grants        the guest's pages, mapped once and kept                │
 //!  │         budget        how many of them, over all queues          (pure)    │
+//!  │       journal       what is in flight, for who comes after a crash         │
 //!  │       stats         counted by the queue, read by anybody                  │
 //!  └────────┬───────────────────────────────────────────────────────────────────┘
 //!           │ jobs: sectors, and leases of the guest's memory
@@ -33,6 +34,7 @@ mod budget;
 pub mod device;
 pub mod grants;
 pub mod image;
+pub mod journal;
 pub mod limit;
 pub mod negotiation;
 pub mod queue;

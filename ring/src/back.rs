@@ -42,7 +42,7 @@ impl sealed::Side for Backend {
     /// (`RING_REQUEST_PROD_OVERFLOW`).
     #[inline]
     fn room(ring: &Indices) -> u32 {
-        ring.slots - Self::free(ring)
+        ring.slots.saturating_sub(Self::free(ring))
     }
 }
 
@@ -69,23 +69,40 @@ where
         Self::at(memory, index, index)
     }
 
+    /// Takes the back end of a ring on which another backend died, when it is known from elsewhere
+    /// how many requests that had taken, and to how many it had published its responses. Those in
+    /// between, at most as many as there are slots, are to be answered by us: their slots may hold
+    /// anything by now, also responses that were not published.
+    ///
+    /// # Errors
+    /// Not even one slot fits.
+    pub fn attach_between(memory: M, answered: u32, taken: u32) -> Result<Self, TooSmall> {
+        Self::at(memory, answered, taken)
+    }
+
+    /// How many responses have been published, as the shared page tells: the frontend could have
+    /// set it.
+    ///
+    /// # Errors
+    /// Not even one slot fits.
+    pub fn published_in(memory: &M) -> Result<u32, TooSmall> {
+        header::slots(memory.view().len(), Self::SLOT)?;
+        let responses = header::responses(memory.view());
+        Ok(responses.producer.load(Ordering::Acquire))
+    }
+
     /// Takes the back end of a ring that another backend has left, at the place that the shared
     /// page tells. On a ring just made it is [`Back::attach`].
     ///
     /// The other must have answered all that it took. One that died in the middle may have put an
-    /// answer over a request that it took earlier and had not answered; then nobody but the
-    /// frontend knows what is outstanding, and it has to ask again on a new ring.
+    /// answer over a request that it took earlier and had not answered; then only who has kept a
+    /// copy of that knows what is outstanding: see [`Back::attach_between`].
     ///
     /// # Errors
     /// Not even one slot fits.
     pub fn resume(memory: M) -> Result<Self, TooSmall> {
-        let mut back = Self::attach(memory)?;
-        // The frontend could have set it, and would get answers to the wrong requests.
-        let answered = header::responses(back.memory.view())
-            .producer
-            .load(Ordering::Acquire);
-        back.indices.start_at(answered, answered);
-        Ok(back)
+        let answered = Self::published_in(&memory)?;
+        Self::attach_at(memory, answered)
     }
 
     /// How many requests were taken and not yet answered.

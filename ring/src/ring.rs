@@ -72,7 +72,7 @@ where
     Out: IntoBytes + Immutable,
     In: FromBytes,
 {
-    const SLOT: usize = header::slot_size::<Out, In>();
+    pub(crate) const SLOT: usize = header::slot_size::<Out, In>();
 
     /// An end that has made `made` entries and taken `taken`. Nothing is written.
     pub(crate) fn at(memory: M, made: u32, taken: u32) -> Result<Self, TooSmall> {

@@ -16,15 +16,18 @@
 //! * [`transfer`] is the synchronous way, for files that are memory (tmpfs), where a system call
 //!   is faster than any queue, and for hosts that forbid io_uring.
 //! * [`Ram`] is memory of the host's own to play a disk.
+//! * [`FileMemory`] is memory that outlives the process.
 //! * [`aside`] does on a thread of its own what may never end.
 
 mod aside;
+mod file_memory;
 mod lease;
 mod ram;
 mod transfer;
 mod uring;
 
 pub use aside::aside;
+pub use file_memory::{FileMemory, nonce};
 pub use lease::{Lease, Page};
 pub use ram::Ram;
 pub use transfer::transfer;

@@ -278,6 +278,38 @@ fn a_backend_that_resumes_goes_on_where_the_last_one_left() {
 }
 
 #[test]
+fn a_backend_that_knows_what_another_had_taken_answers_that_and_takes_the_next() {
+    let (mut front, mut back, memory) = pair(1, u32::MAX - 1);
+    for number in 0..5 {
+        front.push(&request(number)).unwrap();
+    }
+    assert!(front.publish());
+    for number in 0..4 {
+        assert_eq!(back.take(), Ok(Some(request(number))));
+    }
+    back.push(&response(3)).unwrap();
+    assert!(back.publish());
+    // Over the second request, and not published.
+    back.push(&response(2)).unwrap();
+    drop(back);
+
+    let memory = Own(memory);
+    let answered = TestBack::published_in(&memory).unwrap();
+    assert_eq!(answered, u32::MAX);
+    let mut back = TestBack::attach_between(memory, answered, 2).unwrap();
+    assert_eq!(back.unanswered(), 3);
+    assert_eq!(back.take(), Ok(Some(request(4))));
+    for number in [2, 0, 1, 4] {
+        back.push(&response(number)).unwrap();
+    }
+    assert!(!back.publish(), "it is awake");
+    for number in [3, 2, 0, 1, 4] {
+        assert_eq!(front.take(), Ok(Some(response(number))));
+    }
+    assert_eq!(back.take(), Ok(None));
+}
+
+#[test]
 fn a_frontend_that_attaches_gets_the_responses_still_to_come() {
     let (mut front, mut back, memory) = pair(1, u32::MAX - 1);
     for number in 0..4 {

@@ -453,6 +453,18 @@ impl Backend<Connected> {
 }
 
 impl<State> Backend<State> {
+    /// Takes up the end whose directory is `path` as another has left it, when it is known to be in
+    /// that state. Nothing is written.
+    ///
+    /// # Errors
+    /// Any [`Error`]; [`Error::Peer`] for what the toolstack should have written.
+    pub async fn take_up(client: &Client, path: &str) -> Result<Self, Error> {
+        Ok(Backend {
+            end: End::open(client, path, "frontend").await?,
+            state: PhantomData,
+        })
+    }
+
     /// Whether the toolstack wants the device to stay: it writes `online` as 0 when it removes it.
     ///
     /// # Errors

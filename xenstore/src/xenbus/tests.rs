@@ -130,6 +130,23 @@ fn the_ends_meet_use_the_device_and_leave() {
 }
 
 #[test]
+fn a_backend_that_takes_up_anothers_end_writes_nothing_and_can_go_on() {
+    let host = Place::host();
+    host.run(async {
+        let stage = stage(&host).await;
+        let (back, path) = (&stage.back, nodes().backend_path());
+        Backend::open(back, &path).await.unwrap();
+        let state_path = alloc::format!("{path}/state");
+        stage.toolstack.write(&state_path, "4").await.unwrap();
+        let taken_up = Backend::<Connected>::take_up(back, &path).await.unwrap();
+        assert_eq!(taken_up.other_domid(), DomId(5));
+        assert_eq!(state(&stage.toolstack, &path).await, XenbusState::Connected);
+        taken_up.close().await.unwrap();
+        assert_eq!(state(&stage.toolstack, &path).await, XenbusState::Closing);
+    });
+}
+
+#[test]
 fn each_end_owns_its_directory_and_reads_the_others() {
     let host = Place::host();
     host.run(async {
