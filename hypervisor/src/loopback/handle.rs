@@ -19,6 +19,7 @@ use super::domain::{DomainInner, START_INFO, XENSTORE};
 use super::mapping::{Grant, Mapping};
 use super::memory::Pages;
 use super::ports::{Binding, PortStatus};
+use super::process::Process;
 use crate::block_on;
 use crate::memory::View;
 use crate::seam::{
@@ -53,6 +54,11 @@ impl Domain {
         T: Future<Output = ()> + Send + 'static,
     {
         self.spawn(main(self.clone()));
+    }
+
+    /// A process in the domain, which has no tasks yet.
+    pub fn process(&self) -> Process {
+        Process::new(self)
     }
 
     /// The start info page, as Xen lays it out.

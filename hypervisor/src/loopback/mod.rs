@@ -48,6 +48,7 @@ mod machine;
 mod mapping;
 mod memory;
 mod ports;
+mod process;
 pub mod sched;
 
 use std::io;
@@ -64,6 +65,7 @@ pub use handle::{Domain, XenstoreInterface};
 pub use mapping::{Grant, Mapping};
 pub use memory::Pages;
 pub use ports::PortStatus;
+pub use process::Process;
 pub use sched::pcpu::Idle;
 
 use domain::DomainInner;
