@@ -15,11 +15,15 @@ readonly DOM0_MODULES=(
     9p 9pnet_virtio virtio_pci                        # this machine's folders
     xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs
     loop                                              # block devices to serve
+    xen-blkback                                       # for our frontend
     ext4 crc32c_generic                               # to look into images
     tun bridge
 )
 readonly GUEST_TOOLS=(e2fsck mke2fs)
-readonly GUEST_MODULES=(xen-blkfront xen-netfront)
+readonly GUEST_MODULES=(
+    xen-blkfront xen-netfront
+    xen-evtchn xen-gntalloc xen-gntdev                # for frontends of ours
+)
 
 # make_images: leaves them in $IMAGES.
 make_images() {

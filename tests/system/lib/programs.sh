@@ -6,6 +6,7 @@ readonly PROGRAMS=(
     "parapet parapet-blkback"
     "parapet parapet-xenstored"
     "parapet-tests seam-conformance"
+    "parapet-tests disk-exercise"
 )
 
 # Like a release, but quicker to build; and arithmetic that overflows is a failure.
