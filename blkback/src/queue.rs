@@ -24,15 +24,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parapet_hypervisor::seam::{Access, Backend, Channel, Instant, MapError, yield_now};
-use parapet_ring::{Back, Peer, TooSmall, Violation};
+use parapet_ring::{Back, Peer, Violation};
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::blkif::{Segment, Status};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::grants::{Buffer, Missing, PERSISTENT_PAGES, Pool};
 use crate::image::{
     Completion, Discard, Image, ImageQueue, Job, Limits, Operation, Sectors, Submitted,
 };
+use crate::journal::{Keep, Live, Log, Part, Tags, Unfit};
 use crate::limit::Limit;
 use crate::request::{
     Disk, Indirect, Layout, MAX_INDIRECT_SEGMENTS, Refusal, Request, Slot, Transfer, check,
@@ -84,9 +85,9 @@ pub enum QueueError {
     /// The frontend broke the ring.
     #[error(transparent)]
     Violation(#[from] Violation),
-    /// The frontend's ring has no slot.
+    /// The frontend's ring cannot be taken up.
     #[error(transparent)]
-    TooSmall(#[from] TooSmall),
+    Unfit(#[from] Unfit),
     /// The host failed us.
     #[error("the disk's image: {0}")]
     Image(#[from] io::Error),
@@ -98,6 +99,10 @@ pub struct Queue<P: Backend, L: Layout> {
     image: Box<dyn ImageQueue<Buffer<P::Mapping>>>,
     pool: Pool<P>,
     ring: Back<Peer<P::Mapping>, L::Slot, L::Response>,
+    /// What is in flight, for who comes after us should we crash.
+    log: Option<Log<Part>>,
+    /// What another had taken and did not answer, the last first.
+    again: Vec<Live>,
     channel: P::Channel,
     /// An event when the image has completions; none if it never makes us wait.
     interrupt: Option<P::Channel>,
@@ -105,7 +110,7 @@ pub struct Queue<P: Backend, L: Layout> {
     disk: Disk,
     /// By tag: what is being done. As many as the ring has slots, so there is always a free one.
     requests: Box<[InFlight]>,
-    free: Vec<u32>,
+    tags: Tags,
     /// By tag: copies of the segments of indirect requests, [`SEGMENTS`] each.
     segments: Box<[Segment]>,
     barrier: Barrier,
@@ -205,11 +210,21 @@ enum Wake {
 }
 
 impl<P: Backend, L: Layout> Queue<P, L> {
-    /// Takes up the frontend's ring: at its beginning, or where a backend before us left it.
+    /// Takes up the frontend's ring: at its beginning, or where a backend before us left it that
+    /// had answered all that it took.
     ///
     /// # Errors
     /// The ring is too small, or the host does not give what the image needs.
     pub fn new(setup: QueueSetup<P>) -> Result<Self, QueueError> {
+        Self::keeping(setup, Keep::No)
+    }
+
+    /// Takes up the frontend's ring, with a log of what is in flight; also after a crash, when
+    /// `keep` has the log of who crashed.
+    ///
+    /// # Errors
+    /// As of [`Queue::new`], and for a log that makes no sense.
+    pub fn keeping(setup: QueueSetup<P>, keep: Keep) -> Result<Self, QueueError> {
         let QueueSetup {
             place,
             peer,
@@ -222,7 +237,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             stats,
             complaints,
         } = setup;
-        let ring = Back::<_, L::Slot, L::Response>::resume(ring)?;
+        let (ring, log, again) = keep.take_up::<_, L::Slot, L::Response>(ring)?;
         let slots = ring.slots();
         let persistent = persistent.min(PERSISTENT_PAGES);
         let queue = image.open_queue(Limits {
@@ -258,7 +273,9 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             segments,
             barrier: Barrier::None,
             requests: vec![nothing; slots as usize].into(),
-            free: (0..slots).rev().collect(),
+            tags: Tags::new(slots, |tag| again.iter().any(|live| live.tag == tag)),
+            log,
+            again,
             deferred: Vec::new(),
             waiting: Vec::new(),
             unkicked: false,
@@ -276,6 +293,10 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     /// The frontend broke the ring, or the host failed. What is in flight is waited for, and not
     /// answered.
     pub async fn run(mut self, stop: impl Future<Output = ()> + Send) -> Result<(), QueueError> {
+        if self.log.is_some() {
+            // Who was here before us may have published responses and not come to say so.
+            self.channel.notify();
+        }
         let mut outcome = self.work(stop).await;
         if outcome.is_ok() {
             outcome = self.drain().await;
@@ -352,7 +373,13 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             // Before the frontend learns that it may end its grants.
             self.pool.settle();
             self.unpublished = false;
-            if self.ring.publish() {
+            let ring = &mut self.ring;
+            let notify = match &mut self.log {
+                Some(log) => log.publish(|| ring.publish()),
+                None => ring.publish(),
+            };
+            self.tags.publish();
+            if notify {
                 self.stats.notifications.add(1);
                 self.channel.notify();
             }
@@ -370,13 +397,9 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             if self.is_held_back() {
                 break;
             }
-            let Some(&tag) = self.free.last() else {
+            let Some((tag, slot)) = self.next_request()? else {
                 break;
             };
-            let Some(slot) = self.ring.take()? else {
-                break;
-            };
-            self.free.pop();
             let slot = L::read(slot);
             let since = *now.get_or_insert_with(|| self.place.now());
             if let Some(request) = self.requests.get_mut(tag as usize) {
@@ -399,9 +422,36 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         Ok(now.is_some())
     }
 
+    /// The next request to begin, if there is one and there is room for it.
+    #[inline]
+    fn next_request(&mut self) -> Result<Option<(u32, L::Slot)>, Violation> {
+        if let Some(Live { tag, slot, .. }) = self.again.pop() {
+            // No layout has larger ones.
+            let slot = L::Slot::read_from_prefix(&slot);
+            return Ok(slot.ok().map(|(slot, _)| (tag, slot)));
+        }
+        if !self.tags.any() {
+            return Ok(None);
+        }
+        let Some(slot) = self.ring.take()? else {
+            return Ok(None);
+        };
+        Ok(self.tags.take().map(|tag| {
+            if let Some(log) = &mut self.log {
+                log.take(tag, slot.as_bytes());
+            }
+            (tag, slot)
+        }))
+    }
+
     /// Whether nothing may be taken before a barrier has been answered.
     fn is_held_back(&self) -> bool {
         !matches!(self.barrier, Barrier::None)
+    }
+
+    /// How many requests were begun and not answered.
+    fn in_flight(&self) -> usize {
+        self.tags.in_flight(self.requests.len()) - self.again.len()
     }
 
     /// Starts the barrier that waits, if all before it was answered.
@@ -409,7 +459,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         let Barrier::Waiting(tag, slot) = self.barrier else {
             return;
         };
-        if self.requests.len() - self.free.len() > 1 {
+        if self.in_flight() > 1 {
             return;
         }
         self.barrier = Barrier::Begun(tag);
@@ -650,12 +700,15 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     fn respond(&mut self, tag: u32, status: Status) {
         if let Some(request) = self.requests.get(tag as usize) {
             let response = L::response(request.id, request.operation, status);
+            if let Some(log) = &mut self.log {
+                log.answer(tag);
+            }
             let pushed = self.ring.push(&response);
             debug_assert!(
                 pushed.is_ok(),
                 "a request that was taken has room for its answer"
             );
-            self.free.push(tag);
+            self.tags.answer(tag);
             if matches!(self.barrier, Barrier::Begun(barrier) if barrier == tag) {
                 self.barrier = Barrier::None;
             }
@@ -710,6 +763,10 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     /// Answers everything that was taken, and takes no more.
     async fn drain(&mut self) -> Result<(), QueueError> {
         while self.ring.unanswered() > 0 {
+            if !self.again.is_empty() {
+                // What another had taken counts as ours.
+                self.take()?;
+            }
             if self.finish_some()? || self.unkicked || !self.waiting.is_empty() {
                 yield_now().await;
             } else if self.ring.unanswered() > 0 {
@@ -724,7 +781,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     async fn abandon(&mut self) {
         let barrier = matches!(self.barrier, Barrier::Waiting(..));
         let untouched = self.waiting.len() + self.deferred.len() + usize::from(barrier);
-        let mut in_flight = self.requests.len() - self.free.len() - untouched;
+        let mut in_flight = self.in_flight() - untouched;
         while in_flight > 0 {
             if let Some(completion) = self.image.complete() {
                 self.pool.recycle(completion.lease);

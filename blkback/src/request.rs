@@ -31,7 +31,7 @@ const _: () = assert!(
 /// How a frontend lays out its slots: what its key `protocol` says.
 pub trait Layout: Send + 'static {
     /// A slot's bytes.
-    type Slot: FromBytes + Send;
+    type Slot: FromBytes + IntoBytes + Immutable + Send;
     /// A response.
     type Response: IntoBytes + Immutable + Send;
 

@@ -210,13 +210,12 @@ impl Journal {
         found.map(|(_, value)| value.clone())
     }
 
-    /// The place for the log of a queue, and how many slots that has.
-    pub fn log(&self, queue: usize) -> Option<(Part, u32)> {
+    /// The place for the log of a queue.
+    pub fn log(&self, queue: usize) -> Option<Part> {
         let slots = *self.header.slots.get(queue)?;
         let before = self.header.slots.get(..queue)?;
         let before: usize = before.iter().map(|slots| log_len(*slots)).sum();
-        let part = Part::new(&self.file, self.first + before, log_len(slots))?;
-        Some((part, slots))
+        Part::new(&self.file, self.first + before, slots)
     }
 }
 
@@ -265,13 +264,13 @@ mod tests {
         let (journals, _folder) = journals();
         let made = journals.create(vbd(5), keys(), vec![1, 2]).unwrap();
         let ends: Vec<_> = (0..2).map(|queue| made.log(queue).unwrap()).collect();
-        assert_eq!((ends[0].1, ends[1].1), (1, 2));
+        assert_eq!((ends[0].slots(), ends[1].slots()), (1, 2));
         assert!(made.log(2).is_none());
         use super::super::Memory;
-        ends[0].0.set(log_len(1) - 8, 1);
-        ends[1].0.set(0, 2);
-        assert_eq!(ends[0].0.word(log_len(1) - 8), 1);
-        assert_eq!(ends[1].0.word(0), 2);
+        ends[0].set(log_len(1) - 8, 1);
+        ends[1].set(0, 2);
+        assert_eq!(ends[0].word(log_len(1) - 8), 1);
+        assert_eq!(ends[1].word(0), 2);
     }
 
     #[test]

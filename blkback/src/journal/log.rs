@@ -57,25 +57,30 @@ pub trait Memory {
 pub struct Part {
     file: Arc<FileMemory>,
     first: usize,
-    len: usize,
+    slots: u32,
 }
 
 impl Part {
-    /// The `len` bytes from `first` on, if the file has them.
-    pub(super) fn new(file: &Arc<FileMemory>, first: usize, len: usize) -> Option<Self> {
-        file.view().slice(first, len).ok()?;
+    /// Room for a log of `slots` slots from `first` on, if the file has so much.
+    pub(super) fn new(file: &Arc<FileMemory>, first: usize, slots: u32) -> Option<Self> {
+        file.view().slice(first, log_len(slots)).ok()?;
         Some(Part {
             file: Arc::clone(file),
             first,
-            len,
+            slots,
         })
+    }
+
+    /// The slots of the log that it has room for.
+    pub fn slots(&self) -> u32 {
+        self.slots
     }
 
     #[inline]
     fn view(&self) -> View<'_> {
         self.file
             .view()
-            .slice(self.first, self.len)
+            .slice(self.first, log_len(self.slots))
             .expect("seen to when it was made")
     }
 }

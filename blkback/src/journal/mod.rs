@@ -41,6 +41,7 @@
 
 mod files;
 mod header;
+mod keep;
 mod log;
 mod recovery;
 mod tags;
@@ -49,6 +50,7 @@ mod tests;
 
 pub use files::{Journal, Journals, NotThere};
 pub use header::{BadHeader, Header};
+pub use keep::{Keep, Unfit};
 pub use log::{Log, Memory, Part, SLOT, log_len};
 pub use recovery::{Corrupt, Live, Recovered, recover};
 pub use tags::Tags;
