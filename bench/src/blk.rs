@@ -6,7 +6,7 @@
 use crate::contender::Contender;
 use crate::disk::{Image, is_tmpfs};
 use crate::machine::Machine;
-use crate::measure::{Figures, Metric};
+use crate::measure::{Figures, Metric, warm_up};
 use crate::neighbours::Neighbours;
 use crate::ours;
 use crate::peers::{Program, eventfd, fio, qsd};
@@ -15,7 +15,6 @@ use crate::report::{self, Column, Outcome, Report, Row as _, RowReport, Settings
 use crate::workload::{Disk, Pattern, Workload};
 use anyhow::{Context, Result, bail};
 use glob::Pattern as Glob;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -252,10 +251,7 @@ pub(crate) fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report<
     let mut images = Images::new(options);
     let mut notes = Vec::new();
 
-    let progress = ProgressBar::new(rows.len() as u64).with_style(
-        ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed} {msg}")
-            .context("the progress bar's template")?,
-    );
+    let progress = report::progress(rows.len())?;
     let mut reports = Vec::new();
     for row in rows {
         let disk = match images.disk(row.medium)? {
@@ -277,8 +273,7 @@ pub(crate) fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report<
             queues: row.queues,
             guests: row.guests,
             stream: 0,
-            warm_up: (options.duration / 5)
-                .clamp(Duration::from_millis(20), Duration::from_millis(500)),
+            warm_up: warm_up(options.duration),
             duration: options.duration,
         };
         let neighbours = Neighbours::watch(cores);

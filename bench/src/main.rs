@@ -69,30 +69,8 @@ enum Bench {
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 struct Blk {
-    /// Makes everything short (for CI: it shows that it works, not how fast).
-    #[arg(long)]
-    quick: bool,
-
-    /// Also writes the report as JSON; `-` for standard output, the table then goes to standard
-    /// error.
-    #[arg(long, value_name = "FILE|-")]
-    json: Option<PathBuf>,
-
-    /// Measures only the rows whose name matches (`*` and `?`); may be repeated.
-    #[arg(long, value_name = "ROW-GLOB")]
-    only: Vec<glob::Pattern>,
-
-    /// Lists the names of the rows and ends.
-    #[arg(long)]
-    list: bool,
-
-    /// Measured time of one sample, in seconds [default: 1, quick: 0.1].
-    #[arg(long, value_name = "S", value_parser = seconds)]
-    seconds: Option<Duration>,
-
-    /// Samples of each contender in each row [default: 5, quick: 2].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    rounds: Option<u16>,
+    #[command(flatten)]
+    common: Common,
 
     /// Folder for the image of the file rows [default: a temporary one on a real file system].
     #[arg(long, value_name = "FOLDER")]
@@ -103,23 +81,9 @@ struct Blk {
     size: Option<u32>,
 }
 
-const EXAMPLES: &str = "\
-Examples:
-  parapet-bench blk                                    all rows, some five minutes
-  parapet-bench blk --quick                            all rows, briefly
-  parapet-bench blk --only 'null/*' --json null.json   the null disk only, and JSON
-  parapet-bench blk --only '*/qd1/*' --rounds 9        every row at queue depth 1
-  parapet-bench blk --only 'file/*' --dir /mnt/nvme    the disk under /mnt/nvme";
-
-/// xenstored: ours beside Debian's C xenstored and oxenstored, over their sockets.
-///
-/// Every daemon gets the same requests from the same client, all threads pinned, an empty store each
-/// time; figures are medians over interleaved rounds. Ours is the `parapet-xenstored` beside this
-/// program. Debian's are those of an installed xen-utils-4.17, or of one that tests/system/run
-/// unpacked; without them the run goes on, and says so.
+/// What is chosen of any benchmark.
 #[derive(Debug, Args)]
-#[command(after_help = XENSTORE_EXAMPLES)]
-struct Xenstore {
+struct Common {
     /// Makes everything short and small (for CI: it shows that it works, not how fast).
     #[arg(long)]
     quick: bool,
@@ -141,9 +105,30 @@ struct Xenstore {
     #[arg(long, value_name = "S", value_parser = seconds)]
     seconds: Option<Duration>,
 
-    /// Samples of each contender in each row [default: 5, quick: 1].
+    /// Samples of each contender in each row [default: 5, quick: as few as will do].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  parapet-bench blk                                    all rows, some five minutes
+  parapet-bench blk --quick                            all rows, briefly
+  parapet-bench blk --only 'null/*' --json null.json   the null disk only, and JSON
+  parapet-bench blk --only '*/qd1/*' --rounds 9        every row at queue depth 1
+  parapet-bench blk --only 'file/*' --dir /mnt/nvme    the disk under /mnt/nvme";
+
+/// xenstored: ours beside Debian's C xenstored and oxenstored, over their sockets.
+///
+/// Every daemon gets the same requests from the same client, all threads pinned, an empty store each
+/// time; figures are medians over interleaved rounds. Ours is the `parapet-xenstored` beside this
+/// program. Debian's are those of an installed xen-utils-4.17, or of one that tests/system/run
+/// unpacked; without them the run goes on, and says so.
+#[derive(Debug, Args)]
+#[command(after_help = XENSTORE_EXAMPLES)]
+struct Xenstore {
+    #[command(flatten)]
+    common: Common,
 
     /// Measures nothing, but has eight clients do so many random operations on ours at full speed,
     /// and fails unless its memory stays as it was early on.
@@ -173,31 +158,41 @@ fn main() -> ExitCode {
 }
 
 fn blk(args: &Blk) -> Result<()> {
-    if args.list {
-        return list(&choose(blk::rows(), &args.only)?);
+    if args.common.list {
+        return list(&choose(blk::rows(), &args.common.only)?);
     }
     let interrupted = interrupted()?;
     // Before the minutes of measuring, not after them.
-    let output = Output::open(args.json.as_deref())?;
+    let output = Output::open(args.common.json.as_deref())?;
     output.publish(&blk::run(&options(args)?, &interrupted)?)
 }
 
 fn xenstore(args: &Xenstore) -> Result<()> {
-    if args.list {
-        return list(&choose(xenstore::rows(args.quick), &args.only)?);
+    if args.common.list {
+        return list(&choose(
+            xenstore::rows(args.common.quick),
+            &args.common.only,
+        )?);
     }
     let interrupted = interrupted()?;
     if let Some(operations) = args.soak {
         return xenstore::soak::run(operations, &interrupted);
     }
-    let (seconds, rounds) = if args.quick { (0.1, 1) } else { (1.0, 5) };
-    let options = xenstore::Options {
-        only: args.only.clone(),
-        quick: args.quick,
-        duration: args.seconds.unwrap_or(Duration::from_secs_f64(seconds)),
-        rounds: args.rounds.unwrap_or(rounds).into(),
+    let (seconds, rounds) = if args.common.quick {
+        (0.1, 1)
+    } else {
+        (1.0, 5)
     };
-    let output = Output::open(args.json.as_deref())?;
+    let options = xenstore::Options {
+        only: args.common.only.clone(),
+        quick: args.common.quick,
+        duration: args
+            .common
+            .seconds
+            .unwrap_or(Duration::from_secs_f64(seconds)),
+        rounds: args.common.rounds.unwrap_or(rounds).into(),
+    };
+    let output = Output::open(args.common.json.as_deref())?;
     output.publish(&xenstore::run(&options, &interrupted)?)
 }
 
@@ -259,7 +254,7 @@ impl Output {
 }
 
 fn options(args: &Blk) -> Result<blk::Options> {
-    let (seconds, rounds, size) = if args.quick {
+    let (seconds, rounds, size) = if args.common.quick {
         (0.1, 2, 64)
     } else {
         (1.0, 5, 1024)
@@ -276,9 +271,12 @@ fn options(args: &Blk) -> Result<blk::Options> {
         dir.display()
     );
     Ok(blk::Options {
-        only: args.only.clone(),
-        duration: args.seconds.unwrap_or(Duration::from_secs_f64(seconds)),
-        rounds: args.rounds.unwrap_or(rounds).into(),
+        only: args.common.only.clone(),
+        duration: args
+            .common
+            .seconds
+            .unwrap_or(Duration::from_secs_f64(seconds)),
+        rounds: args.common.rounds.unwrap_or(rounds).into(),
         dir,
         size: u64::from(args.size.unwrap_or(size)) << 20,
     })

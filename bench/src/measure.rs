@@ -369,6 +369,11 @@ pub(crate) trait Queue {
     fn notifications(&mut self) -> Option<u64>;
 }
 
+/// The time before the clock starts, for so much that counts.
+pub(crate) fn warm_up(duration: Duration) -> Duration {
+    (duration / 5).clamp(Duration::from_millis(20), Duration::from_millis(500))
+}
+
 /// How long a client waits for any completion at all before it reports the device as dead.
 pub(crate) const STALL: Duration = Duration::from_secs(10);
 

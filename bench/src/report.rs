@@ -9,6 +9,7 @@ use crate::measure::{Figures, Metric, Summary};
 use crate::peers::Program;
 use anyhow::{Result, bail};
 use glob::Pattern;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +28,15 @@ pub(crate) trait Row: Serialize {
     fn limit(&self, _: Metric) -> Option<f64> {
         None
     }
+}
+
+/// How far the rows are, for whoever waits.
+///
+/// # Errors
+/// None, as long as its template is right.
+pub(crate) fn progress(rows: usize) -> Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed} {msg}")?;
+    Ok(ProgressBar::new(rows as u64).with_style(style))
 }
 
 /// The rows whose names match one of the patterns, or all if there is none.

@@ -8,14 +8,13 @@ mod load;
 pub(crate) mod soak;
 
 use crate::machine::Machine;
-use crate::measure::{Figures, Metric};
+use crate::measure::{Figures, Metric, warm_up};
 use crate::neighbours::Neighbours;
 use crate::peers::xenstored::{self, Packages, Xenstored};
 use crate::placement::{Cores, Cpus, Placement, pin};
 use crate::report::{self, Column, Outcome, Report, RowReport, Settings, choose};
 use anyhow::{Context, Result, bail};
 use glob::Pattern as Glob;
-use indicatif::{ProgressBar, ProgressStyle};
 use load::{Cycle, Times};
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -168,14 +167,10 @@ pub(crate) fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report<
     let packages = Packages::find()?;
     let (contenders, programs) = xenstored::all(packages.as_ref())?;
     let times = Times {
-        warm_up: (options.duration / 5)
-            .clamp(Duration::from_millis(20), Duration::from_millis(500)),
+        warm_up: warm_up(options.duration),
         duration: options.duration,
     };
-    let progress = ProgressBar::new(rows.len() as u64).with_style(
-        ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed} {msg}")
-            .context("the progress bar's template")?,
-    );
+    let progress = report::progress(rows.len())?;
     let (mut reports, mut notes) = (Vec::new(), Vec::new());
     for row in rows {
         let name = report::Row::name(&row);
