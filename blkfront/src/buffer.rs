@@ -171,6 +171,11 @@ impl<G: Guest> Pool<G> {
         }
     }
 
+    /// How many pages its buffers have.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
     /// A buffer. What its last user left is still in it; the backend has seen that already.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! What a disk's user can meet.
 
+use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::blkif::Status;
 
 use crate::buffer::BufferError;
@@ -58,6 +59,12 @@ pub enum Gone {
     /// The backend closed it, or is not there any more.
     #[error("the disk was closed by its backend")]
     BackendClosed,
+    /// The toolstack has taken it away.
+    #[error("the disk was taken away")]
+    Removed,
+    /// The backend left and came back, but not with the same disk, or not so that it can be used.
+    #[error("the disk's backend came back with another disk: {0}")]
+    Changed(Change),
     /// The connection to xenstore is gone, by which its backend would tell us that it closes.
     #[error("the disk was closed: the connection to xenstore is gone")]
     Unwatched,
@@ -67,6 +74,30 @@ pub enum Gone {
     /// The task that serves it was dropped, as when its domain is destroyed.
     #[error("the disk's task has ended")]
     Stopped,
+}
+
+/// What keeps a disk from being used on when its backend has come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Change {
+    /// The backend is another domain's: what was granted to the earlier one is of no use to it.
+    #[error("domain {now} serves it, and not domain {was}")]
+    Backend {
+        /// The domain that served the disk.
+        was: DomId,
+        /// The one that does.
+        now: DomId,
+    },
+    /// Requests that were aligned are not any more.
+    #[error("its sectors have {now} bytes, and not {was}")]
+    SectorSize {
+        /// What they had, in bytes.
+        was: u32,
+        /// What they have.
+        now: u32,
+    },
+    /// The handshake failed: the log has the reason, and the xenstore if it could be written.
+    #[error("it cannot be connected")]
+    Unusable,
 }
 
 impl From<Failure> for Error {

@@ -4,7 +4,7 @@
 //!   task   task   task   thread                      a unikernel, a benchmark
 //!     │      │      │      │                                    │
 //!   ┌─┴──────┴──────┴──────┴─┐ Disk    checks every request     │
-//!   │ read write flush       │         against the disk and     │
+//!   │ read write discard ... │         against the disk and     │
 //!   └─┬──────────────────────┘         cuts it to fit           │
 //!     │ messages, no lock      Mailbox                          │
 //!   ┌─┴──────────────────────┐                                  │
@@ -28,8 +28,10 @@
 //!   stream.
 //! * [`Buffer`] is memory that the backend may reach for as long as the buffer lives, so that
 //!   nothing is granted on the way of a request.
-//! * [`Disk::connect`] is the handshake over xenstore, after which [`Info`] is what the backend says
-//!   of its disk. [`vdev`] has the names of disks.
+//! * [`Disk::connect`] is the handshake over xenstore, for as much as a [`Config`] wants and the
+//!   backend offers; after that [`Info`] is what the backend says of its disk. A disk survives its
+//!   backend ([`Away`]) and says when it changes its size ([`Resizes`]). [`vdev`] has the names of
+//!   disks.
 //!
 //! # Whom to trust
 //!
@@ -50,22 +52,28 @@ extern crate alloc;
 #[cfg(feature = "std")]
 mod blocking;
 pub mod buffer;
+mod config;
 mod connect;
 mod disk;
 mod error;
 mod info;
+mod life;
 mod mailbox;
 mod places;
 pub mod queue;
 mod request;
+mod resizes;
+mod server;
 pub mod vdev;
 
 #[cfg(feature = "std")]
 pub use blocking::BlockingDisk;
 pub use buffer::{Buffer, BufferError, Pool};
+pub use config::{Away, Config};
 pub use connect::ConnectError;
 pub use disk::Disk;
-pub use error::{Error, Gone};
-pub use info::Info;
-pub use queue::{Completion, Failure, Queue, QueueError, SubmitError, Violation};
-pub use request::{Direction, MAX_REQUEST, Unfit};
+pub use error::{Change, Error, Gone};
+pub use info::{Discard, Info};
+pub use queue::{Completion, Failure, MAX_SEGMENTS, Queue, QueueError, SubmitError, Violation};
+pub use request::{Direction, Erase, MAX_REQUEST, Unfit};
+pub use resizes::Resizes;

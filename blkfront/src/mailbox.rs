@@ -15,8 +15,7 @@
 //! leaves it to the queue's task, which frees it when the answer comes.
 
 use alloc::boxed::Box;
-use alloc::sync::Arc;
-use core::future::{Future, poll_fn};
+use core::future::Future;
 use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::task::{Context, Poll};
@@ -29,7 +28,7 @@ use parapet_xen_sys::io::blkif::Status;
 
 use crate::error::{Error, Gone};
 use crate::places::Places;
-use crate::queue::{Failure, Queue, SubmitError, Violation};
+use crate::queue::Failure;
 use crate::request::Work;
 
 /// A place's state: what it is doing, and above [`STATUS_SHIFT`] the status of an answer.
@@ -49,9 +48,10 @@ struct Reply {
     waker: AtomicWaker,
 }
 
-struct Command<G: Guest> {
-    place: u16,
-    work: Work<G>,
+/// What somebody wants, and where the answer goes.
+pub(crate) struct Command<G: Guest> {
+    pub(crate) place: u16,
+    pub(crate) work: Work<G>,
 }
 
 /// What the users of one queue and its task share.
@@ -64,6 +64,8 @@ pub(crate) struct Mailbox<G: Guest> {
     reason: OnceBox<Gone>,
     /// Set after the reason.
     closed: AtomicBool,
+    /// There is no backend for the moment: what comes waits.
+    halted: AtomicBool,
 }
 
 impl<G: Guest> Mailbox<G> {
@@ -81,6 +83,7 @@ impl<G: Guest> Mailbox<G> {
             server: AtomicWaker::new(),
             reason: OnceBox::new(),
             closed: AtomicBool::new(false),
+            halted: AtomicBool::new(false),
         }
     }
 
@@ -94,7 +97,7 @@ impl<G: Guest> Mailbox<G> {
     /// by [`Mailbox::fail_commands`], if it is called after the closing: both the push and this
     /// are sequentially consistent, and so is a pop that finds nothing.
     #[inline]
-    fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
 
@@ -103,6 +106,37 @@ impl<G: Guest> Mailbox<G> {
         let _ = self.reason.set(Box::new(reason));
         self.closed.store(true, Ordering::SeqCst);
         self.server.wake();
+    }
+
+    /// Asks the queue's task to end, and to fail nothing; or takes that back, for the next one.
+    pub(crate) fn halt(&self, halted: bool) {
+        self.halted.store(halted, Ordering::SeqCst);
+        self.server.wake();
+    }
+
+    /// Whether the queue's task should end. `cx` is woken when that changes, or when there is a
+    /// command.
+    #[inline]
+    pub(crate) fn poll_end(&self, cx: &mut Context<'_>) -> bool {
+        self.server.register(cx.waker());
+        self.is_closed() || self.halted.load(Ordering::SeqCst)
+    }
+
+    /// The next command.
+    #[inline]
+    pub(crate) fn next(&self) -> Option<Command<G>> {
+        self.commands.pop()
+    }
+
+    /// How many places there are.
+    pub(crate) fn places(&self) -> usize {
+        self.replies.len()
+    }
+
+    /// How many requests more it would take without letting anybody wait: an estimate.
+    #[inline]
+    pub(crate) fn room(&self) -> usize {
+        self.places.free()
     }
 
     /// A place, if there is one now.
@@ -129,8 +163,19 @@ impl<G: Guest> Mailbox<G> {
         self.places.put_back(place);
     }
 
+    /// The request of that place has come to its end.
+    #[inline]
+    pub(crate) fn answer(&self, place: u16, status: Status) {
+        self.leave(place, u32::from(status.0 as u16) << STATUS_SHIFT | ANSWERED);
+    }
+
+    /// The request of that place fails for the reason that the mailbox is closed for.
+    pub(crate) fn fail(&self, place: u16) {
+        self.leave(place, FAILED);
+    }
+
     /// The queue's task is done with the place, and leaves `state` there for the caller.
-    fn answer(&self, place: u16, state: u32) {
+    fn leave(&self, place: u16, state: u32) {
         let reply = self.reply(place);
         let left = reply
             .state
@@ -142,9 +187,9 @@ impl<G: Guest> Mailbox<G> {
     }
 
     /// Fails all that the queue's task has not taken, when it will not any more.
-    fn fail_commands(&self) {
+    pub(crate) fn fail_commands(&self) {
         while let Some(command) = self.commands.pop() {
-            self.answer(command.place, FAILED);
+            self.fail(command.place);
         }
     }
 }
@@ -224,102 +269,6 @@ impl<G: Guest> Drop for Ticket<'_, G> {
             if left.is_err() {
                 self.mailbox.release(place);
             }
-        }
-    }
-}
-
-/// A queue's task: owns the queue alone, and ends with it.
-pub(crate) struct Server<G: Guest> {
-    /// None once it was given up.
-    queue: Option<Queue<G>>,
-    mailbox: Arc<Mailbox<G>>,
-}
-
-impl<G: Guest> Server<G> {
-    pub(crate) fn new(queue: Queue<G>, mailbox: Arc<Mailbox<G>>) -> Self {
-        Server {
-            queue: Some(queue),
-            mailbox,
-        }
-    }
-
-    /// Serves until the mailbox is closed or the backend breaks the protocol. Then everything
-    /// fails, and the queue is given up: it still has the memory that the backend may be using.
-    pub(crate) async fn run(mut self) -> Option<Queue<G>> {
-        poll_fn(|cx| self.poll(cx)).await;
-        self.fail_all();
-        self.queue.take()
-    }
-
-    /// One turn: takes what was answered, submits what was asked for, and goes behind the others.
-    /// Each turn is bounded by the number of slots.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Server { queue, mailbox } = self;
-        mailbox.server.register(cx.waker());
-        let Some(queue) = queue.as_mut().filter(|_| !mailbox.is_closed()) else {
-            return Poll::Ready(());
-        };
-        let ready = match turn(queue, mailbox) {
-            Ok(()) => queue.poll_ready(cx),
-            Err(violation) => Poll::Ready(Err(violation)),
-        };
-        match ready {
-            Poll::Ready(Err(violation)) => {
-                mailbox.close(violation.into());
-                Poll::Ready(())
-            }
-            Poll::Ready(Ok(())) => {
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            Poll::Pending => Poll::Pending,
-        }
-    }
-
-    fn fail_all(&self) {
-        self.mailbox.close(Gone::Stopped);
-        for place in self.queue.iter().flat_map(Queue::outstanding) {
-            // A token is the number of a place.
-            self.mailbox.answer(place as u16, FAILED);
-        }
-        self.mailbox.fail_commands();
-    }
-}
-
-fn turn<G: Guest>(queue: &mut Queue<G>, mailbox: &Mailbox<G>) -> Result<(), Violation> {
-    while let Some(completion) = queue.complete()? {
-        let status = match completion.result {
-            Ok(()) => Status::OKAY,
-            Err(Failure::Unsupported) => Status::EOPNOTSUPP,
-            Err(Failure::Io(status)) => status,
-        };
-        let state = u32::from(status.0 as u16) << STATUS_SHIFT | ANSWERED;
-        mailbox.answer(completion.token as u16, state);
-    }
-    while queue.free() > 0
-        && let Some(Command { place, work }) = mailbox.commands.pop()
-    {
-        match queue.enqueue(place.into(), work) {
-            Ok(()) => {}
-            Err(SubmitError::Violation(violation)) => {
-                mailbox.close(violation.into());
-                mailbox.answer(place, FAILED);
-                return Err(violation);
-            }
-            Err(error @ (SubmitError::Full(_) | SubmitError::Unfit(_))) => {
-                unreachable!("a slot is free and the work was checked: {error}")
-            }
-        }
-    }
-    queue.publish();
-    Ok(())
-}
-
-/// When the task is dropped, as with its domain, nobody is left to answer.
-impl<G: Guest> Drop for Server<G> {
-    fn drop(&mut self) {
-        if self.queue.is_some() {
-            self.fail_all();
         }
     }
 }

@@ -53,6 +53,12 @@ impl Places {
         }
     }
 
+    /// How many are free: an estimate, as others take and return them.
+    #[inline]
+    pub(crate) fn free(&self) -> usize {
+        self.free.len()
+    }
+
     /// Waits for a place.
     #[inline]
     pub(crate) fn take(&self) -> Take<'_> {

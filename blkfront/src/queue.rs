@@ -22,15 +22,20 @@ use core::future::poll_fn;
 use core::ops::Range;
 use core::task::{Context, Poll};
 
+use parapet_hypervisor::memory::PAGE_SIZE;
 use parapet_hypervisor::seam::{
-    Access, Channel, EventError, Grant, GrantError, Guest, OutOfMemory,
+    Access, Channel, EventError, Grant, GrantError, Guest, OutOfMemory, Pages,
 };
 use parapet_ring::{Front, FrontLink, Full, Own, TooSmall};
-use parapet_xen_sys::io::blkif::{Operation, Status, native::Response};
+use parapet_xen_sys::io::blkif::{MAX_SEGMENTS_PER_REQUEST, Operation, Status, native::Response};
 use parapet_xen_sys::{DomId, GrantRef, Port};
 
 use crate::buffer::{Buffer, Route};
-use crate::request::{Direction, Slot, Transfer, Unfit, Work};
+use crate::request::{Direction, Erase, Slot, Transfer, Unfit, Work};
+
+/// The most segments that a request of ours has, whatever the backend would take: as many as
+/// Linux's backend does. They fit half a page.
+pub const MAX_SEGMENTS: usize = 256;
 
 /// What the backend did that no honest one does. It is the end of the queue: from then on nothing
 /// else comes out of it, and the device is to be closed.
@@ -135,6 +140,11 @@ pub struct Queue<G: Guest> {
     link: FrontLink<Own<G::Pages>, Slot, Response, G::Channel>,
     grant: G::Grant,
     route: Route,
+    /// The most segments that the backend takes.
+    segments: usize,
+    /// Where segments go that do not fit a slot: a page for each place in `outstanding`, granted
+    /// for good.
+    indirect: Option<(G::Pages, G::Grant)>,
     /// By the low bits of their ids.
     outstanding: Box<[Option<Outstanding<G>>]>,
     /// The vacant places in `outstanding`. The latest comes first, so that few are in use.
@@ -170,11 +180,42 @@ impl<G: Guest> Queue<G> {
                 frontend: guest.domid(),
                 backend,
             },
+            segments: MAX_SEGMENTS_PER_REQUEST,
+            indirect: None,
             outstanding: (0..slots).map(|_| None).collect(),
             vacant: (0..slots).rev().collect(),
             given: 0,
             violation: None,
         })
+    }
+
+    /// Lets requests have up to `segments` segments (at most [`MAX_SEGMENTS`]), of which the
+    /// backend has said that it takes them: `feature-max-indirect-segments`. Without this, and if
+    /// it says less than a slot holds, they have 11.
+    ///
+    /// # Errors
+    /// There is no memory for them, or it cannot be granted; requests then stay as short as they
+    /// were.
+    pub fn allow_segments(&mut self, guest: &G, segments: usize) -> Result<(), QueueError> {
+        let segments = segments.min(MAX_SEGMENTS);
+        if segments <= MAX_SEGMENTS_PER_REQUEST {
+            self.segments = MAX_SEGMENTS_PER_REQUEST;
+            return Ok(());
+        }
+        if self.indirect.is_none() {
+            let pages = guest.allocate(self.capacity())?;
+            // For writing too: a backend maps what it keeps mapped once, for whatever may come.
+            let grant = guest.grant(&pages, self.route.backend, Access::ReadWrite)?;
+            self.indirect = Some((pages, grant));
+        }
+        self.segments = segments;
+        Ok(())
+    }
+
+    /// How many segments a request can have: pages that it reaches into.
+    #[inline]
+    pub fn max_segments(&self) -> usize {
+        self.segments
     }
 
     /// The references of the ring's pages, in order: `ring-ref`.
@@ -235,6 +276,38 @@ impl<G: Guest> Queue<G> {
         self.enqueue(token, Work::Transfer(transfer))
     }
 
+    /// Asks to write as [`Queue::submit`] does, after everything that was submitted before and
+    /// ahead of everything after, and durably. Only for a backend that offers it
+    /// (`feature-barrier`).
+    ///
+    /// # Errors
+    /// See [`SubmitError`].
+    pub fn submit_barrier(
+        &mut self,
+        token: u64,
+        sector: u64,
+        buffer: &Buffer<G>,
+        range: Range<usize>,
+    ) -> Result<(), SubmitError> {
+        let write = Transfer::new(Direction::Write, sector, buffer, range, self.route)?;
+        self.enqueue(token, Work::Barrier(Some(write)))
+    }
+
+    /// Asks to do away with `count` sectors from `sector` on. Only for a backend that offers it
+    /// (`feature-discard`, `discard-secure`).
+    ///
+    /// # Errors
+    /// See [`SubmitError`].
+    pub fn submit_discard(
+        &mut self,
+        token: u64,
+        sector: u64,
+        count: u64,
+        how: Erase,
+    ) -> Result<(), SubmitError> {
+        self.enqueue(token, Work::Discard { sector, count, how })
+    }
+
     /// Asks to make durable all writes that have completed.
     ///
     /// # Errors
@@ -250,13 +323,33 @@ impl<G: Guest> Queue<G> {
         }
         let &place = self.vacant.last().ok_or(Full)?;
         let id = self.given << PLACE_BITS | u64::from(place);
-        self.link.ring.push(&work.slot(id))?;
+        let slot = self.slot(&work, place, id).ok_or(Unfit::TooLong {
+            pages: work.segments(),
+            most: self.segments,
+        })?;
+        self.link.ring.push(&slot)?;
         self.given = self.given.wrapping_add(1);
         self.vacant.pop();
         if let Some(vacancy) = self.outstanding.get_mut(usize::from(place)) {
             *vacancy = Some(Outstanding { id, token, work });
         }
         Ok(())
+    }
+
+    /// The slot for `work` in that place, if a request can hold it.
+    #[inline]
+    fn slot(&self, work: &Work<G>, place: u16, id: u64) -> Option<Slot> {
+        if work.segments() <= MAX_SEGMENTS_PER_REQUEST {
+            return work.slot(id);
+        }
+        if work.segments() > self.segments {
+            return None;
+        }
+        let (pages, grant) = self.indirect.as_ref()?;
+        let page = pages.view();
+        let page = page.slice(usize::from(place) * PAGE_SIZE, PAGE_SIZE).ok()?;
+        let gref = grant.refs().get(usize::from(place))?;
+        work.indirect_slot(id, page, *gref)
     }
 
     /// Lets the backend see all that was submitted, and notifies it if it asked for that. True: it
@@ -289,6 +382,7 @@ impl<G: Guest> Queue<G> {
         let entry = self.outstanding.get_mut(usize::from(place)).ok_or(stray)?;
         let request = entry.take_if(|request| request.id == id).ok_or(stray)?;
         let asked = request.work.operation();
+        // Backends answer an indirect request by the operation in it, as Linux's does.
         if response.operation != asked as u8 {
             let answered = response.operation;
             // It stays outstanding: nobody knows whether the backend has done with its memory.
@@ -300,6 +394,19 @@ impl<G: Guest> Queue<G> {
             token: request.token,
             result: Failure::check(response.status),
         })
+    }
+
+    /// All that is outstanding, by its token and in the order in which it was submitted. Nothing
+    /// is from then on: whoever asks for this has seen the backend leave.
+    pub(crate) fn take_outstanding(&mut self) -> Vec<(u64, Work<G>)> {
+        let mut taken: Vec<_> = self
+            .outstanding
+            .iter_mut()
+            .filter_map(Option::take)
+            .collect();
+        taken.sort_by_key(|request| request.id >> PLACE_BITS);
+        let named = |request: Outstanding<G>| (request.token, request.work);
+        taken.into_iter().map(named).collect()
     }
 
     /// Ready when there is a completion to take; else `cx` is woken when there may be.

@@ -5,128 +5,18 @@ use std::pin::pin;
 use std::sync::mpsc;
 
 use futures_util::future::{join_all, select};
-use parapet_blkfront::{ConnectError, Disk, Error, Gone, Info, Queue, Violation};
+use parapet_blkfront::{
+    Away, Config, ConnectError, Discard, Disk, Error, Gone, Info, Queue, Violation,
+};
 use parapet_hypervisor::block_on;
-use parapet_hypervisor::loopback::{Config, Domain, DomainConfig, Hypervisor};
 use parapet_hypervisor::seam::prelude::*;
+use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::blkif::Status;
 use parapet_xen_sys::io::xenbus::XenbusState;
-use parapet_xen_sys::{DomId, GrantRef, Port};
-use parapet_xenstore::client::Client;
-use parapet_xenstore::server::daemon::Daemon;
-use parapet_xenstore::store::Store;
-use parapet_xenstore::xenbus::{self, Backend, Connected, DeviceNodes};
+use parapet_xenstore::xenbus::{self, Backend, Connected};
 
+use crate::stage::{Keys, Stage, nodes};
 use crate::world::{TestBack, answer, image};
-
-/// A machine whose domain 0 has a xenstored, and a guest with the nodes of one disk.
-struct Stage {
-    toolstack: Client,
-    /// The guest's.
-    client: Client,
-    dom0: Domain,
-    guest: Domain,
-    _hypervisor: Hypervisor,
-}
-
-const DISK: &str = "device/vbd/51712";
-
-impl Stage {
-    fn new() -> Self {
-        let hypervisor = Hypervisor::new(Config {
-            pcpus: 1,
-            ..Config::default()
-        })
-        .unwrap();
-        let dom0 = hypervisor.create(DomainConfig::default()).unwrap();
-        let guest = hypervisor.create(DomainConfig::default()).unwrap();
-        let (daemon, xenstored) =
-            Daemon::new(dom0.clone(), Store::default(), |domid: DomId| domid.0 < 10);
-        dom0.spawn(daemon.run());
-        let toolstack = Client::start(&dom0, xenstored.connect());
-        let interface = guest.xenstore().unwrap();
-        let port = interface.channel.port();
-        let client = Client::over_ring(&guest, interface.page, interface.channel).unwrap();
-        let home = format!("/local/domain/{}", guest.domid());
-        block_on(async {
-            xenstored.introduce(guest.domid(), port).await.unwrap();
-            toolstack.mkdir(&home).await.unwrap();
-            let own = [parapet_xenstore::Permission::none(guest.domid())];
-            toolstack.set_permissions(&home, &own).await.unwrap();
-            nodes(&guest).create(&toolstack).await.unwrap();
-        });
-        Stage {
-            toolstack,
-            client,
-            dom0,
-            guest,
-            _hypervisor: hypervisor,
-        }
-    }
-
-    fn connect(&self) -> Result<Disk<Domain>, ConnectError> {
-        block_on(Disk::connect(&self.guest, &self.client, DISK))
-    }
-
-    /// Starts a backend that says `keys` of its disk and, once connected, does what `then` does.
-    fn backend<F>(
-        &self,
-        keys: &'static [(&'static str, &'static str)],
-        then: impl FnOnce(Backend<Connected>, TestBack) -> F + Send + 'static,
-    ) where
-        F: Future<Output = ()> + Send,
-    {
-        let path = nodes(&self.guest).backend_path();
-        let (client, domain) = (self.toolstack.clone(), self.dom0.clone());
-        self.dom0.spawn(async move {
-            let back = Backend::open(&client, &path).await.unwrap();
-            let mut back = back.announce(async |_| Ok(())).await.unwrap();
-            back.frontend_ready().await.unwrap();
-            let front = back.other();
-            let gref: GrantRef = front.get("ring-ref").await.unwrap();
-            let port: Port = front.get("event-channel").await.unwrap();
-            let protocol: String = front.get("protocol").await.unwrap();
-            assert_eq!(protocol, "x86_64-abi");
-            assert!(front.get::<bool>("feature-persistent").await.unwrap());
-            let queue = TestBack::new(&domain, back.other_domid(), &[gref], port);
-            let back = back.connect(|own| async move {
-                for (key, value) in keys {
-                    own.set(key, value).await?;
-                }
-                Ok(())
-            });
-            then(back.await.unwrap(), queue).await;
-        });
-    }
-
-    /// Waits until the frontend is in `state`.
-    fn frontend_gets_to(&self, state: XenbusState) {
-        let path = format!("{}/state", nodes(&self.guest).frontend_path());
-        block_on(async {
-            let mut watch = self.toolstack.watch(&path).await.unwrap();
-            let wanted = u32::from(state).to_string();
-            while self.toolstack.read(&path).await.unwrap() != wanted.as_bytes() {
-                watch.next().await.unwrap();
-            }
-        });
-    }
-
-    fn reported(&self) -> String {
-        let path = format!("/local/domain/{}/error/{DISK}/error", self.guest.domid());
-        String::from_utf8(block_on(self.toolstack.read(&path)).unwrap()).unwrap()
-    }
-}
-
-fn nodes(guest: &Domain) -> DeviceNodes<'static> {
-    DeviceNodes {
-        kind: "vbd",
-        devid: 51712,
-        frontend: guest.domid(),
-        backend: DomId::ZERO,
-        frontend_keys: &[],
-        backend_keys: &[],
-    }
-}
 
 const PLAIN: &[(&str, &str)] = &[("sectors", "2048"), ("feature-flush-cache", "1")];
 
@@ -190,6 +80,12 @@ fn all_that_a_backend_says_of_its_disk_is_read() {
         // A CD, read-only, and a flag that nobody knows.
         ("info", "13"),
         ("feature-flush-cache", "1"),
+        ("feature-barrier", "1"),
+        ("feature-discard", "1"),
+        ("discard-granularity", "4096"),
+        ("discard-alignment", "512"),
+        ("discard-secure", "1"),
+        ("feature-max-indirect-segments", "32"),
         ("feature-persistent", "1"),
     ];
     stage.backend(keys, |_back, _queue| pending());
@@ -201,6 +97,13 @@ fn all_that_a_backend_says_of_its_disk_is_read() {
         cdrom: true,
         removable: false,
         flush: true,
+        barrier: true,
+        discard: Some(Discard {
+            granularity: 4096,
+            alignment: 512,
+            secure: true,
+        }),
+        indirect_segments: 32,
         persistent: true,
     };
     assert_eq!(stage.connect().unwrap().info(), expected);
@@ -208,8 +111,7 @@ fn all_that_a_backend_says_of_its_disk_is_read() {
 
 #[test]
 fn what_a_backend_says_wrongly_is_its_fault_and_closes_the_device() {
-    type Keys = &'static [(&'static str, &'static str)];
-    let wrong: [(&str, Keys); 9] = [
+    let wrong: [(&str, Keys); 18] = [
         ("sectors", &[]),
         ("sectors", &[("sectors", "-1")]),
         ("sectors", &[("sectors", "")]),
@@ -224,6 +126,55 @@ fn what_a_backend_says_wrongly_is_its_fault_and_closes_the_device() {
         (
             "feature-flush-cache",
             &[("sectors", "8"), ("feature-flush-cache", "\u{fffd}")],
+        ),
+        (
+            "feature-max-indirect-segments",
+            &[("sectors", "8"), ("feature-max-indirect-segments", "-1")],
+        ),
+        (
+            "feature-max-indirect-segments",
+            &[("sectors", "8"), ("feature-max-indirect-segments", "1e9")],
+        ),
+        (
+            "feature-max-indirect-segments",
+            &[
+                ("sectors", "8"),
+                ("feature-max-indirect-segments", "99999999999"),
+            ],
+        ),
+        ("sector-size", &[("sectors", "8"), ("sector-size", "-512")]),
+        (
+            "feature-barrier",
+            &[("sectors", "8"), ("feature-barrier", "yes")],
+        ),
+        (
+            "feature-discard",
+            &[("sectors", "8"), ("feature-discard", "x")],
+        ),
+        (
+            "discard-granularity",
+            &[
+                ("sectors", "8"),
+                ("feature-discard", "1"),
+                ("discard-granularity", "513"),
+            ],
+        ),
+        (
+            "discard-alignment",
+            &[
+                ("sectors", "8"),
+                ("feature-discard", "1"),
+                ("discard-granularity", "4096"),
+                ("discard-alignment", "4096"),
+            ],
+        ),
+        (
+            "discard-secure",
+            &[
+                ("sectors", "8"),
+                ("feature-discard", "1"),
+                ("discard-secure", "4294967296"),
+            ],
         ),
     ];
     for (key, keys) in wrong {
@@ -270,7 +221,8 @@ where
         }
         then(back, queue).await;
     });
-    let disk = stage.connect().unwrap();
+    let config = Config::new().when_backend_leaves(Away::Fail);
+    let disk = stage.connect_as(config).unwrap();
     let results = block_on(join_all((0..20).map(|_| async {
         let mut bytes = [0; 512];
         disk.read_at(0, &mut bytes).await

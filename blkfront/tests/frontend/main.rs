@@ -6,5 +6,7 @@
 mod connect;
 mod disk;
 mod hostile;
+mod life;
 mod queue;
+mod stage;
 mod world;

@@ -2,11 +2,13 @@
 
 use std::task::{Context, Waker};
 
-use parapet_blkfront::{Buffer, Direction, Failure, Pool, Queue, QueueError, SubmitError, Unfit};
+use parapet_blkfront::{
+    Buffer, Direction, Erase, Failure, Pool, Queue, QueueError, SubmitError, Unfit,
+};
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::seam::Identity;
 use parapet_xen_sys::DomId;
-use parapet_xen_sys::io::blkif::{Operation, Status};
+use parapet_xen_sys::io::blkif::{Operation, Status, native};
 
 use crate::world::{World, answer, image};
 
@@ -64,7 +66,10 @@ fn eleven_pages_fit_a_request_and_twelve_do_not() {
     submit(4096..12 * 4096).unwrap();
     submit(3584..3584 + 10 * 4096).unwrap();
     for range in [0..11 * 4096 + 512, 3584..3584 + 11 * 4096] {
-        let error = SubmitError::Unfit(Unfit::TooLong { pages: 12 });
+        let error = SubmitError::Unfit(Unfit::TooLong {
+            pages: 12,
+            most: 11,
+        });
         assert_eq!(submit(range), Err(error));
     }
     queue.publish();
@@ -78,6 +83,83 @@ fn eleven_pages_fit_a_request_and_twelve_do_not() {
         );
     }
     assert!(back.take().is_none());
+}
+
+#[test]
+fn as_many_pages_fit_a_request_as_the_backend_takes() {
+    let world = World::new(1);
+    for (offered, most) in [
+        (0, 11),
+        (11, 11),
+        (12, 12),
+        (256, 256),
+        (1_000_000_000, 256),
+    ] {
+        let (mut queue, mut back) = world.queue();
+        queue.allow_segments(&world.guest, offered).unwrap();
+        assert_eq!(queue.max_segments(), most);
+        let buffer = world.buffer(most + 1);
+        let image = image(2100);
+        let bytes: Vec<u8> = (0..buffer.len()).map(|at| (at / 300) as u8).collect();
+        buffer.view().write_bytes(0, &bytes).unwrap();
+        let (from, to) = (512, most * 4096 - 512);
+        let long = queue.submit(0, Direction::Write, 2, &buffer, 512..most * 4096 + 512);
+        let pages = most + 1;
+        assert_eq!(long, Err(Unfit::TooLong { pages, most }.into()));
+        for token in 0..3 {
+            queue
+                .submit(token, Direction::Write, 2, &buffer, from..to)
+                .unwrap();
+        }
+        queue.publish();
+        for token in 0..3 {
+            let request = back.take().unwrap();
+            let (operation, segments) = back.parse(&request);
+            assert_eq!((operation, segments.len()), (Operation::Write, most));
+            let indirect = request.operation == Operation::Indirect as u8;
+            assert_eq!(indirect, most > 11);
+            let response = back.carry_out(&request, &image);
+            back.respond(response);
+            assert_eq!(queue.complete().unwrap().unwrap().token, token);
+        }
+        assert!(image.lock().unwrap()[1024..][..to - from] == bytes[from..to]);
+        drop((back, queue, buffer));
+        world.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn a_discard_and_a_barrier_say_what_they_are() {
+    let world = World::new(1);
+    let (mut queue, mut back) = world.queue();
+    queue.allow_segments(&world.guest, 256).unwrap();
+    let buffer = world.buffer(20);
+    queue
+        .submit_discard(1, 8, u64::MAX / 512, Erase::Forget)
+        .unwrap();
+    queue.submit_discard(2, 9, 1, Erase::Secure).unwrap();
+    queue.submit_barrier(3, 7, &buffer, 0..512).unwrap();
+    queue.submit_barrier(4, 7, &buffer, 0..20 * 4096).unwrap();
+    queue.publish();
+    for (sector, count, flag) in [(8, u64::MAX / 512, 0), (9, 1, 1)] {
+        let request = back.take().unwrap();
+        back.respond(answer(&request, Status::OKAY));
+        let discard: native::Discard = zerocopy::transmute!(request);
+        assert_eq!(discard.operation, Operation::Discard as u8);
+        assert_eq!((discard.sector_number, discard.nr_sectors), (sector, count));
+        assert_eq!(discard.flag.bits(), flag);
+    }
+    for segments in [1, 20] {
+        let request = back.take().unwrap();
+        let (operation, all) = back.parse(&request);
+        assert_eq!((operation, all.len()), (Operation::WriteBarrier, segments));
+        let response = back.carry_out(&request, &image(1000));
+        back.respond(response);
+    }
+    for token in 1..5 {
+        let completion = queue.complete().unwrap().unwrap();
+        assert_eq!((completion.token, completion.result), (token, Ok(())));
+    }
 }
 
 #[test]

@@ -10,8 +10,10 @@ use parapet_hypervisor::memory::{PAGE_SIZE, View};
 use parapet_hypervisor::seam::Access;
 use parapet_hypervisor::seam::prelude::*;
 use parapet_ring::{Back, BackLink, Peer};
-use parapet_xen_sys::io::blkif::native::{Request, Response, Slot};
-use parapet_xen_sys::io::blkif::{Operation, SECTOR_SIZE, Status};
+use parapet_xen_sys::io::blkif::native::{Indirect, Request, Response, Slot};
+use parapet_xen_sys::io::blkif::{
+    Operation, SECTOR_SIZE, SEGMENTS_PER_INDIRECT_PAGE, Segment, Status,
+};
 use parapet_xen_sys::{DomId, GrantRef, Port};
 
 pub(crate) struct World {
@@ -134,28 +136,61 @@ impl TestBack {
 
     /// Does what the request asks for on `image`, and says how that went.
     pub(crate) fn carry_out(&mut self, request: &Request, image: &Image) -> Response {
+        let (operation, segments) = self.parse(request);
         let mut image = image.lock().unwrap();
         let mut at = request.sector_number as usize * SECTOR_SIZE;
-        for segment in &request.seg[..usize::from(request.nr_segments)] {
-            let page = self.pages.entry(segment.gref).or_insert_with(|| {
-                let refs = [segment.gref];
-                self.domain
-                    .map(self.frontend, &refs, Access::ReadWrite)
-                    .unwrap()
-            });
-            let view = page.view_mut().unwrap();
+        for segment in segments {
+            let view = self.page(segment.gref);
             let start = usize::from(segment.first_sect) * SECTOR_SIZE;
             let len = (usize::from(segment.last_sect) + 1) * SECTOR_SIZE - start;
             assert!(len > 0 && start + len <= PAGE_SIZE);
             let bytes = &mut image[at..at + len];
-            match Operation::try_from(request.operation).unwrap() {
+            match operation {
                 Operation::Read => view.write_bytes(start, bytes).unwrap(),
-                Operation::Write => view.read_bytes(start, bytes).unwrap(),
+                Operation::Write | Operation::WriteBarrier => {
+                    view.read_bytes(start, bytes).unwrap();
+                }
                 other => panic!("{other:?} with segments"),
             }
             at += len;
         }
-        answer(request, Status::OKAY)
+        let operation = operation as u8;
+        answer(
+            &Request {
+                operation,
+                ..*request
+            },
+            Status::OKAY,
+        )
+    }
+
+    /// What a request asks for, and with which segments, wherever they are.
+    pub(crate) fn parse(&mut self, request: &Request) -> (Operation, Vec<Segment>) {
+        if request.operation != Operation::Indirect as u8 {
+            let segments = request.seg[..usize::from(request.nr_segments)].to_vec();
+            return (request.operation.try_into().unwrap(), segments);
+        }
+        let indirect: Indirect = zerocopy::transmute!(*request);
+        let count = usize::from(indirect.nr_segments);
+        let segments = (0..count).map(|at| {
+            let gref = indirect.indirect_grefs[at / SEGMENTS_PER_INDIRECT_PAGE];
+            let at = at % SEGMENTS_PER_INDIRECT_PAGE * size_of::<Segment>();
+            self.page(gref).read(at).unwrap()
+        });
+        let segments = segments.collect();
+        (indirect.indirect_op.try_into().unwrap(), segments)
+    }
+
+    fn page(&mut self, gref: GrantRef) -> View<'_> {
+        let map = || {
+            let mapped = self.domain.map(self.frontend, &[gref], Access::ReadWrite);
+            mapped.unwrap()
+        };
+        self.pages
+            .entry(gref)
+            .or_insert_with(map)
+            .view_mut()
+            .unwrap()
     }
 
     /// Serves `image` until the domain goes. What comes together is answered in the wrong order.

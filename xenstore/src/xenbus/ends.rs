@@ -171,18 +171,30 @@ impl End {
     /// # Errors
     /// Any [`Error`].
     pub async fn changed(&mut self) -> Result<XenbusState, Error> {
+        loop {
+            let seen = self.seen;
+            let state = self.written().await?;
+            if seen != Some(state) {
+                return Ok(state);
+            }
+        }
+    }
+
+    /// Waits until the other end has written its state, be it the one it was in: so it says that
+    /// something else has changed, as the size of a disk. The first time it is ready at once.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn written(&mut self) -> Result<XenbusState, Error> {
         let watch = match &mut self.watch {
             Some(watch) => watch,
             // It begins with an event.
             none => none.insert(self.client.watch(&self.other.path("state")).await?),
         };
-        loop {
-            watch.next().await?;
-            let state = self.other.state().await?;
-            if self.seen.replace(state) != Some(state) {
-                return Ok(state);
-            }
-        }
+        watch.next().await?;
+        let state = self.other.state().await?;
+        self.seen = Some(state);
+        Ok(state)
     }
 
     async fn wait(&mut self, prospect: fn(XenbusState) -> Prospect) -> Result<XenbusState, Error> {

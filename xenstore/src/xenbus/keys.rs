@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 use parapet_xen_sys::io::xenbus::XenbusState;
 use parapet_xen_sys::{DomId, Errno, GrantRef, Port};
@@ -132,6 +133,25 @@ impl Keys {
     /// The store's.
     pub async fn set(&self, key: &str, value: impl ToString) -> Result<(), client::Error> {
         self.client.write(&self.path(key), value.to_string()).await
+    }
+
+    /// The names of all keys.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn names(&self) -> Result<Vec<String>, client::Error> {
+        self.client.list(&self.base).await
+    }
+
+    /// Removes a key and all below it; nothing if it is not there.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn remove(&self, key: &str) -> Result<(), client::Error> {
+        match self.client.remove(&self.path(key)).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            removed => removed,
+        }
     }
 
     /// The state that is written here. Who has no state, or no directory (which one that may not
