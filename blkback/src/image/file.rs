@@ -8,11 +8,11 @@
 //! Jobs go through io_uring. On files that are memory (tmpfs), where io_uring would put each job
 //! on a thread of its own, and on hosts that forbid io_uring, they are done at once instead.
 
-use std::fs::{File, FileType, Metadata};
+use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,12 +20,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
-use parapet_hypervisor::host::{self, Extent, Lease, Refused, Uring, transfer};
+use parapet_hypervisor::host::{self, Lease, Refused, Uring, transfer};
 
-use super::lock::{Locked, Refusal};
+use super::lock::Locked;
+use super::opening::Opening;
 use super::{
-    Access, Completion, Discard, Image, ImageQueue, Job, Limits, OpenError, Operation, SECTOR_SIZE,
-    Sectors, Submitted,
+    Access, Completion, Discard, Image, ImageQueue, Job, Limits, OpenError, SECTOR_SIZE, Submitted,
 };
 
 /// How often in a row a job is submitted again without getting anywhere.
@@ -55,17 +55,9 @@ impl FileImage {
     /// # Errors
     /// One line that names the file and says what to do.
     pub fn open(path: &Path, access: Access) -> Result<Self, OpenError> {
-        let opened = Opening { path, access };
-        // Looked at before it is opened: a FIFO would block.
-        let metadata = std::fs::metadata(path).map_err(|error| opened.failed("found", error))?;
-        opened.check_type(metadata.file_type())?;
-        let file = opened.file(metadata.file_type().is_block_device())?;
-        // Looked at again: the path may by now name another file.
-        let metadata = file
-            .metadata()
-            .map_err(|error| opened.failed("examined", error))?;
-        opened.check_type(metadata.file_type())?;
-        let sectors = opened.sectors(&file)?;
+        let opening = Opening { path, access };
+        let (file, metadata) = opening.file(true)?;
+        let sectors = sectors(&opening, &file)?;
         let physical_sector_size = physical_sector_size(&metadata);
         let discard = match access {
             Access::ReadOnly => None,
@@ -80,126 +72,25 @@ impl FileImage {
             inline: fstatfs(&file).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC),
             path: path.into(),
             said: AtomicBool::new(false),
-            file: Arc::new(opened.lock(file)?),
+            file: Arc::new(opening.lock(file)?),
             access,
         })
     }
 }
 
-/// An image that is being opened.
-struct Opening<'a> {
-    path: &'a Path,
-    access: Access,
-}
-
-impl Opening<'_> {
-    fn failed(&self, what: &'static str, source: io::Error) -> OpenError {
-        let path = self.path.into();
-        match source.kind() {
-            io::ErrorKind::NotFound => OpenError::Missing(path),
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                let what = match self.access {
-                    Access::ReadOnly => "read",
-                    Access::ReadWrite => "written",
-                };
-                OpenError::Permission { path, what }
-            }
-            io::ErrorKind::ResourceBusy => self.busy(),
-            _ => OpenError::Host { path, what, source },
-        }
-    }
-
-    fn busy(&self) -> OpenError {
-        OpenError::Busy {
-            path: self.path.into(),
-            writing: self.access == Access::ReadWrite,
-        }
-    }
-
-    fn check_type(&self, kind: FileType) -> Result<(), OpenError> {
-        let what = if kind.is_file() || kind.is_block_device() {
-            return Ok(());
-        } else if kind.is_dir() {
-            "a directory"
-        } else if kind.is_char_device() {
-            "a character device"
-        } else if kind.is_fifo() {
-            "a named pipe"
-        } else {
-            "no file"
-        };
-        Err(OpenError::NotADisk {
-            path: self.path.into(),
-            what,
-        })
-    }
-
-    /// Opened for direct I/O, if a sector can be read like that.
-    ///
-    /// A device is opened to be written only if the kernel has it for nobody else: the locks that
-    /// keep images from other programs say nothing of one that is mounted.
-    fn file(&self, is_device: bool) -> Result<File, OpenError> {
-        let exclusive = match self.access {
-            Access::ReadWrite if is_device => libc::O_EXCL,
-            _ => 0,
-        };
-        let open = |flags| {
-            File::options()
-                .read(true)
-                .write(self.access == Access::ReadWrite)
-                .custom_flags(flags | exclusive)
-                .open(self.path)
-        };
-        let direct = open(libc::O_DIRECT).and_then(|file| {
-            read_a_sector(&file)?;
-            Ok(file)
-        });
-        match direct {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                log::info!(
-                    "the disk image {} has no direct I/O in sectors of 512 bytes, \
-                     and goes through the page cache",
-                    self.path.display()
-                );
-                open(0).map_err(|error| self.failed("opened", error))
-            }
-            direct => direct.map_err(|error| self.failed("opened", error)),
-        }
-    }
-
-    fn lock(&self, file: File) -> Result<Locked, OpenError> {
-        Locked::new(file, self.access).map_err(|refusal| match refusal {
-            Refusal::Contradicted => self.busy(),
-            Refusal::Host(error) => self.failed("locked", error),
-        })
-    }
-
-    fn sectors(&self, file: &File) -> Result<u64, OpenError> {
-        let bytes = size(file).map_err(|error| self.failed("measured", error))?;
-        let path = self.path.into();
-        match (bytes / SECTOR_SIZE as u64, bytes % SECTOR_SIZE as u64) {
-            (_, 1..) => Err(OpenError::Odd { path, bytes }),
-            (0, 0) => Err(OpenError::Empty(path)),
-            (sectors, 0) => Ok(sectors),
-        }
+/// How many sectors are in `file`, which is being opened.
+fn sectors(opening: &Opening<'_>, file: &File) -> Result<u64, OpenError> {
+    let bytes = size(file).map_err(|error| opening.failed("measured", error))?;
+    let path = opening.path.into();
+    match (bytes / SECTOR_SIZE as u64, bytes % SECTOR_SIZE as u64) {
+        (_, 1..) => Err(OpenError::Odd { path, bytes }),
+        (0, 0) => Err(OpenError::Empty(path)),
+        (sectors, 0) => Ok(sectors),
     }
 }
 
-/// Reads into memory that is aligned as badly as a guest's may be.
-fn read_a_sector(file: &File) -> io::Result<()> {
-    let mut memory = [0; 4 * SECTOR_SIZE];
-    let mut start = memory.as_ptr().align_offset(SECTOR_SIZE);
-    if (memory.as_ptr() as usize + start).is_multiple_of(2 * SECTOR_SIZE) {
-        start += SECTOR_SIZE;
-    }
-    match memory.get_mut(start..start + SECTOR_SIZE) {
-        Some(sector) => file.read_at(sector, 0).map(drop),
-        None => Ok(()),
-    }
-}
-
-/// In bytes. The metadata of a block device do not have it.
-fn size(mut file: &File) -> io::Result<u64> {
+/// A file's bytes. The metadata of a block device do not have it.
+pub(super) fn size(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 
@@ -335,29 +226,6 @@ impl<L: Lease> Image<L> for FileImage {
                 }
                 Ok(Box::new(Inline { file }))
             }
-        }
-    }
-}
-
-fn extent(sectors: Sectors) -> Extent {
-    Extent {
-        offset: sectors.offset(),
-        skip: 0,
-        // A transfer's, which fits memory.
-        len: sectors.bytes() as usize,
-    }
-}
-
-impl From<Operation> for host::Operation {
-    fn from(operation: Operation) -> Self {
-        match operation {
-            Operation::Read(sectors) => host::Operation::Read(extent(sectors)),
-            Operation::Write(sectors) => host::Operation::Write(extent(sectors)),
-            Operation::Flush => host::Operation::Sync,
-            Operation::Discard { sectors, .. } => host::Operation::Discard {
-                offset: sectors.offset(),
-                len: sectors.bytes(),
-            },
         }
     }
 }
@@ -527,6 +395,7 @@ impl<L: Lease> ImageQueue<L> for Queued<L> {
 mod tests {
     use parapet_hypervisor::memory::{ReadOnly, Scratch, View};
 
+    use super::super::{Operation, Sectors};
     use super::*;
 
     struct Block(Scratch);

@@ -24,24 +24,40 @@
 //! A flush makes durable every write that *completed* before the flush was submitted. Order among
 //! jobs in flight is nobody's promise.
 //!
+//! # Formats
+//! Which format an image has is said by whoever names it ([`Spec`]), and never guessed from what is
+//! in it: a guest can write the header of another format into a raw disk, and would then be shown
+//! any file of the host that the header names. For the same reason a backing file is opened only if
+//! that is allowed ([`qcow2::Trust`]).
+//!
+//! A raw image and memory get a guest's pages themselves. The other kinds are reached by code that
+//! works on slices, which memory that a guest shares never is: a few threads bounce the bytes
+//! through buffers of their own.
+//!
+//! VHD is not here: no crate reads and writes its dynamic and differencing images.
+//!
 //! Sectors are 512 bytes, always ([`SECTOR_SIZE`]), as in Xen's block protocol.
 
 mod file;
 mod lock;
 mod memory;
 mod null;
+mod opening;
+pub mod qcow2;
 mod spec;
+mod threaded;
 
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use parapet_hypervisor::host::Lease;
+use parapet_hypervisor::host::{self, Lease};
 
 pub use file::FileImage;
 pub use memory::MemoryImage;
 pub use null::NullImage;
 pub use parapet_xen_sys::io::blkif::SECTOR_SIZE;
+pub use qcow2::Qcow2Image;
 pub use spec::{OpenError, Spec, SpecError};
 
 /// What is to be done with an image.
@@ -124,6 +140,26 @@ pub struct Sectors {
     pub first: u64,
     /// How many. A transfer has as many as its memory; a discard may have any number.
     pub count: u64,
+}
+
+impl From<Operation> for host::Operation {
+    fn from(operation: Operation) -> Self {
+        let extent = |sectors: Sectors| host::Extent {
+            offset: sectors.offset(),
+            skip: 0,
+            // A transfer's, which fits memory.
+            len: sectors.bytes() as usize,
+        };
+        match operation {
+            Operation::Read(sectors) => host::Operation::Read(extent(sectors)),
+            Operation::Write(sectors) => host::Operation::Write(extent(sectors)),
+            Operation::Flush => host::Operation::Sync,
+            Operation::Discard { sectors, .. } => host::Operation::Discard {
+                offset: sectors.offset(),
+                len: sectors.bytes(),
+            },
+        }
+    }
 }
 
 impl Sectors {

@@ -8,12 +8,16 @@ use std::sync::Arc;
 
 use parapet_hypervisor::host::{Lease, aside};
 
+use super::qcow2::{Qcow2Image, Trust};
 use super::{Access, FileImage, Image, MemoryImage, NullImage, SECTOR_SIZE};
 
 /// Which image is meant.
 ///
 /// | text | meaning |
 /// |---|---|
+/// | `qcow2:PATH` | a qcow2 image that stands alone: it is refused if it names a backing file |
+/// | `overlay:PATH` | a qcow2 image, with the backing files that it names if they are in its folder, or in one below that |
+/// | `overlay=FOLDER:PATH` | the same, with backing files in FOLDER or below it; there is no colon in FOLDER |
 /// | `null:SIZE` | no data: writes are dropped, reads leave memory as it was |
 /// | `memory:SIZE` | a RAM disk, zero at first |
 /// | anything else | the path of a raw file or block device |
@@ -34,6 +38,13 @@ pub enum Spec {
     },
     /// See [`FileImage`].
     File(PathBuf),
+    /// See [`Qcow2Image`].
+    Qcow2 {
+        /// The image.
+        path: PathBuf,
+        /// Which backing files may be opened.
+        trust: Trust,
+    },
 }
 
 /// A text that names no image.
@@ -45,6 +56,12 @@ pub enum SpecError {
     /// No size after the colon.
     #[error("{text:?} has no size such as 512M or 1G after the colon")]
     Size {
+        /// What was given.
+        text: String,
+    },
+    /// No path after the colon.
+    #[error("{text:?} names no file: give qcow2:PATH, overlay:PATH or overlay=FOLDER:PATH")]
+    Path {
         /// What was given.
         text: String,
     },
@@ -66,10 +83,31 @@ impl FromStr for Spec {
             sectors(text, size).map(|sectors| Spec::Null { sectors })
         } else if let Some(size) = text.strip_prefix("memory:") {
             sectors(text, size).map(|sectors| Spec::Memory { sectors })
+        } else if let Some(path) = text.strip_prefix("qcow2:") {
+            qcow2(text, path, Trust::Nothing)
+        } else if let Some(path) = text.strip_prefix("overlay:") {
+            qcow2(text, path, Trust::Beside)
+        } else if let Some(rest) = text.strip_prefix("overlay=") {
+            match rest.split_once(':') {
+                Some((folder, path)) if !folder.is_empty() => {
+                    qcow2(text, path, Trust::Below(folder.into()))
+                }
+                _ => Err(SpecError::Path { text: text.into() }),
+            }
         } else {
             Ok(Spec::File(text.into()))
         }
     }
+}
+
+fn qcow2(text: &str, path: &str, trust: Trust) -> Result<Spec, SpecError> {
+    if path.is_empty() {
+        return Err(SpecError::Path { text: text.into() });
+    }
+    Ok(Spec::Qcow2 {
+        path: path.into(),
+        trust,
+    })
 }
 
 impl fmt::Display for Spec {
@@ -78,6 +116,13 @@ impl fmt::Display for Spec {
             Spec::Null { sectors } => write!(f, "null:{}", *sectors * SECTOR_SIZE as u64),
             Spec::Memory { sectors } => write!(f, "memory:{}", *sectors * SECTOR_SIZE as u64),
             Spec::File(path) => path.display().fmt(f),
+            Spec::Qcow2 { path, trust } => match trust {
+                Trust::Nothing => write!(f, "qcow2:{}", path.display()),
+                Trust::Beside => write!(f, "overlay:{}", path.display()),
+                Trust::Below(folder) => {
+                    write!(f, "overlay={}:{}", folder.display(), path.display())
+                }
+            },
         }
     }
 }
@@ -118,6 +163,7 @@ impl Spec {
                     .map_err(|error| OpenError::NoMemory(self.to_string(), error))?,
             ),
             Spec::File(path) => Arc::new(FileImage::open(path, access)?),
+            Spec::Qcow2 { path, trust } => Arc::new(Qcow2Image::open(path, access, trust)?),
         })
     }
 
@@ -130,17 +176,17 @@ impl Spec {
         self,
         access: Access,
     ) -> Result<Arc<dyn Image<L>>, OpenError> {
-        let Spec::File(path) = self else {
-            return self.open(access);
+        let path = match &self {
+            Spec::Null { .. } | Spec::Memory { .. } => return self.open(access),
+            Spec::File(path) | Spec::Qcow2 { path, .. } => path.clone(),
         };
-        let spec = Spec::File(path.clone());
         let failed = |source| OpenError::Host {
             path,
             what: "opened",
             source,
         };
         // An image that nobody waits for any more is closed at once.
-        match aside(move || spec.open(access)) {
+        match aside(move || self.open(access)) {
             Ok(opening) => match opening.await {
                 Some(opened) => opened,
                 None => Err(failed(io::ErrorKind::Other.into())),
@@ -199,6 +245,27 @@ pub enum OpenError {
         /// Whether it was to be written.
         writing: bool,
     },
+    /// It is not what it should be.
+    #[error("the disk image {} is no {format} image that can be used: {why}", .path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        format: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// What is behind it cannot be used.
+    #[error("the disk image {} cannot be used with its backing file {backing:?}: {why}",
+            .path.display())]
+    Backing {
+        /// The file.
+        path: PathBuf,
+        /// What it names as its backing file.
+        backing: String,
+        /// Why not.
+        why: String,
+    },
     /// The host failed.
     #[error("the disk image {} cannot be {what}: {source}", .path.display())]
     Host {
@@ -251,6 +318,16 @@ mod tests {
             assert_eq!(error, SpecError::Sectors { text: text.into() });
         }
         assert_eq!("".parse::<Spec>(), Err(SpecError::Empty));
+        for text in [
+            "qcow2:",
+            "overlay:",
+            "overlay=:a",
+            "overlay=a",
+            "overlay=a:",
+        ] {
+            let error = text.parse::<Spec>().unwrap_err();
+            assert_eq!(error, SpecError::Path { text: text.into() });
+        }
     }
 
     #[test]
@@ -262,7 +339,14 @@ mod tests {
 
     #[test]
     fn a_spec_prints_as_it_is_parsed() {
-        for text in ["null:1G", "memory:512K", "/some/file"] {
+        for text in [
+            "null:1G",
+            "memory:512K",
+            "/some/file",
+            "qcow2:/some/file",
+            "overlay:a:b",
+            "overlay=/srv/base images:/some/file",
+        ] {
             let spec: Spec = text.parse().unwrap();
             assert_eq!(spec.to_string().parse(), Ok(spec));
         }

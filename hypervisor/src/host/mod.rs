@@ -15,6 +15,8 @@
 //! * [`Uring`] is the asynchronous way: many operations in flight, one system call a batch.
 //! * [`transfer`] is the synchronous way, for files that are memory (tmpfs), where a system call
 //!   is faster than any queue, and for hosts that forbid io_uring.
+//! * [`Workers`] are threads, for disks that are reached by code that waits: a [`Disk`] gets slices
+//!   of their own memory, never a guest's.
 //! * [`Ram`] is memory of the host's own to play a disk.
 //! * [`FileMemory`] is memory that outlives the process.
 //! * [`aside`] does on a thread of its own what may never end.
@@ -25,6 +27,7 @@ mod lease;
 mod ram;
 mod transfer;
 mod uring;
+mod workers;
 
 pub use aside::aside;
 pub use file_memory::{FileMemory, nonce};
@@ -32,6 +35,7 @@ pub use lease::{Lease, Page};
 pub use ram::Ram;
 pub use transfer::transfer;
 pub use uring::{Completion, Operation, Refused, Uring};
+pub use workers::{Disk, Workers};
 
 /// A stretch of a file, and of the memory of a [`Lease`] that goes with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
