@@ -12,6 +12,7 @@ use parapet_blkback::limit::Limit;
 use parapet_blkback::queue::{ImageOf, Queue as Back, QueueSetup};
 use parapet_blkback::request::X86_64;
 use parapet_blkback::stats::QueueStats;
+use parapet_blkback::terms::Terms;
 use parapet_blkfront::{Buffer, Direction, MAX_REQUEST, Queue as Front};
 use parapet_hypervisor::loopback::{Config, Domain, DomainConfig, Hypervisor, Idle};
 use parapet_hypervisor::memory::PAGE_SIZE;
@@ -119,6 +120,7 @@ fn back(
         peer: guest.domid(),
         ring: Peer::new(ring).map_err(|_| anyhow!("the ring was mapped read-only"))?,
         channel: dom0.bind(guest.domid(), queue.front.port())?,
+        terms: Arc::new(Terms::new(image.sectors())),
         image,
         discard: None,
         persistent: PERSISTENT_PAGES,

@@ -25,6 +25,7 @@
 //! be opened is an `error` there too, which `block-parapet` hands on to whoever attached the disk.
 
 mod connection;
+mod upkeep;
 
 use std::fmt;
 use std::pin::pin;
@@ -43,18 +44,33 @@ use crate::limit::{Limit, Pace};
 use crate::negotiation::{Assignment, BadKey, Offer};
 use crate::queue::{ImageOf, QueueError};
 use crate::report::{Disk, Record, Stage};
+use crate::terms::Terms;
 use crate::turns::Turns;
 use connection::Changes;
+use upkeep::Upkeep;
 
 /// How all disks are served.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// How long a queue looks for requests before it sleeps. Worth its price only where the
-    /// frontend runs on another processor.
+    /// How long a queue may look for requests before it sleeps; it does for less if that is of no
+    /// use. Worth its price only where the frontend runs on another processor.
     pub poll: Duration,
+    /// How many queues a disk may have: at least one.
+    pub queues: u32,
     /// How many pages of guests' may stay mapped, over all disks: a part of the mappings that the
     /// host lets a process have, since each such page is one. Without a number there is no bound.
     pub persistent_pages: Option<usize>,
+}
+
+/// One queue, which sleeps when there is nothing to do, and as many pages as it likes.
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            poll: Duration::ZERO,
+            queues: 1,
+            persistent_pages: None,
+        }
+    }
 }
 
 /// A vbd's nodes and what is behind them.
@@ -198,7 +214,7 @@ impl<P: seam::Backend> Device<P> {
             Ok(()) => {}
         }
         let vbd = self.record.vbd();
-        log::info!("vbd {vbd}: ended: {}", self.record.stats());
+        log::info!("vbd {vbd}: ended: {}", self.record.stats().sum());
         Ok(())
     }
 
@@ -239,7 +255,7 @@ impl<P: seam::Backend> Device<P> {
         let orders = Found::orders(backend.own()).await?;
         // Nobody runs it in another domain.
         let scripted = orders.get("script").is_some() && self.place.domid() == DomId::ZERO;
-        let (image, offer) = match self.open_image(&backend, &orders, &mut changes).await {
+        let opened = match self.open_image(&backend, &orders, &mut changes).await {
             Ok(Some(opened)) => opened,
             Ok(None) => {
                 let closing = self.turns.take(backend.close()).await?;
@@ -256,7 +272,7 @@ impl<P: seam::Backend> Device<P> {
         };
         let mut pace = Pace::default();
         loop {
-            let keys = offer.keys();
+            let keys = opened.offer().keys();
             let announced = backend.announce(|own| {
                 let keys = keys.clone();
                 async move {
@@ -269,13 +285,13 @@ impl<P: seam::Backend> Device<P> {
             let waiting = self.turns.take(announced).await?;
             self.record.stage(Stage::Waiting);
             let outcome = self
-                .one_connection(waiting, &image, &offer, scripted, &mut changes)
+                .one_connection(waiting, &opened, scripted, &mut changes)
                 .await?;
             self.record.stage(Stage::Closed);
             let closing = match outcome {
                 Ended::Connection(closing) => closing,
                 Ended::Device(closing) => {
-                    drop(image);
+                    drop(opened);
                     return self.give_up(closing, &orders, &mut changes).await;
                 }
             };
@@ -290,7 +306,7 @@ impl<P: seam::Backend> Device<P> {
             }
             if !closing.is_online().await? {
                 // A toolstack that sees us closed may hand the image to somebody else.
-                drop(image);
+                drop(opened);
                 self.closed(closing, &orders).await?;
                 return Ok(());
             }
@@ -355,7 +371,7 @@ impl<P: seam::Backend> Device<P> {
         backend: &Backend<Initialising>,
         orders: &Found,
         changes: &mut Changes,
-    ) -> Result<Option<(Arc<ImageOf<P>>, Offer)>, DeviceError> {
+    ) -> Result<Option<Opened<P>>, DeviceError> {
         let assignment = Assignment::parse(|key| orders.get(key))?;
         if assignment.cdrom && assignment.params.is_empty() {
             return Err(DeviceError::EmptyDrive);
@@ -379,6 +395,7 @@ impl<P: seam::Backend> Device<P> {
             discard: image
                 .discard()
                 .filter(|_| assignment.discard && !image.read_only()),
+            queues: self.options.queues.max(1),
         };
         log::info!(
             "vbd {}: {} is {}, {} sectors, {}",
@@ -397,7 +414,12 @@ impl<P: seam::Backend> Device<P> {
             sectors: offer.sectors,
         };
         self.record.note(|report| report.disk = Some(disk));
-        Ok(Some((image, offer)))
+        let terms = Arc::new(Terms::new(offer.sectors));
+        Ok(Some(Opened {
+            image,
+            offer,
+            terms,
+        }))
     }
 
     /// Closes a device before its frontend was let in, and tells the toolstack why. Nothing is left
@@ -456,8 +478,7 @@ impl<P: seam::Backend> Device<P> {
     async fn one_connection(
         &self,
         waiting: Backend<InitWait>,
-        image: &Arc<ImageOf<P>>,
-        offer: &Offer,
+        opened: &Opened<P>,
         scripted: bool,
         changes: &mut Changes,
     ) -> Result<Ended, DeviceError> {
@@ -483,20 +504,43 @@ impl<P: seam::Backend> Device<P> {
                 _ => changes.next().await?,
             }
         }
-        let mut running = match self.connect(&waiting, image, offer).await {
+        let mut running = match self.connect(&waiting, opened).await {
             Ok(running) => running,
             Err(error) => {
                 self.report(&waiting, &error).await?;
                 return Ok(ended(self.turns.take(waiting.close()).await?));
             }
         };
-        let closing = self.see_to_its_end(waiting, &mut running, changes).await;
+        let mut upkeep = Upkeep::new(self.place.clone(), Arc::clone(&opened.image));
+        let closing = self
+            .see_to_its_end(waiting, opened, &mut running, &mut upkeep, changes)
+            .await;
         // Also when the xenstore has failed, or the nodes are gone.
         running.stop().await;
+        upkeep.stop().await;
         if let Some(error) = running.take_error() {
             self.complain(&error);
         }
         Ok(ended(closing?))
+    }
+}
+
+/// A disk that can be served.
+struct Opened<P: seam::Backend> {
+    image: Arc<ImageOf<P>>,
+    /// What was offered at first.
+    offer: Offer,
+    /// What is true for as long as the device lives, over all connections.
+    terms: Arc<Terms>,
+}
+
+impl<P: seam::Backend> Opened<P> {
+    /// What to offer now.
+    fn offer(&self) -> Offer {
+        Offer {
+            sectors: self.image.sectors(),
+            ..self.offer
+        }
     }
 }
 

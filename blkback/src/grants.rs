@@ -13,6 +13,8 @@
 //! longest (roughly: a clock with one hand) goes, unless it is in use just then; if all are, the
 //! new page is mapped for its request alone.
 //!
+//! A page that was not used for a minute goes too, whether others come or not.
+//!
 //! Each page that stays is a mapping of its own, and a process may have only so many. A queue is
 //! told how many it may keep; should the host run out all the same, it gives up all that is not in
 //! use, tries again, and keeps half as many from then on.
@@ -46,6 +48,10 @@ const NONE: u16 = u16::MAX;
 /// Grant references beyond this are not found again: their pages are never persistent. A guest
 /// would need a grant table of 2048 frames to have one.
 const INDEXED: usize = 1 << 20;
+
+/// So many times a pool ages before a page goes that was not used meanwhile: with a queue that
+/// looks every ten seconds, after a minute, as in Linux.
+const AGES: u8 = 7;
 
 /// A page of the guest's.
 pub struct Page<M>(M);
@@ -152,6 +158,8 @@ struct Persistent<M> {
     registered: bool,
     /// Since the hand was here last.
     used: bool,
+    /// How often the pool has aged since it was used last.
+    age: u8,
 }
 
 impl<M> Persistent<M> {
@@ -258,6 +266,7 @@ impl<G: Grants> Pool<G> {
         let place = self.index.get(gref.0 as usize).copied().unwrap_or(NONE);
         if let Some(Some(known)) = self.pages.get_mut(usize::from(place)) {
             known.used = true;
+            known.age = 0;
             return Ok(Found {
                 page: Arc::clone(&known.page),
                 registered: known.registered.then_some(place),
@@ -366,6 +375,7 @@ impl<G: Grants> Pool<G> {
             page,
             registered,
             used: true,
+            age: 0,
         };
         match self.pages.get_mut(place) {
             Some(free) => {
@@ -427,6 +437,23 @@ impl<G: Grants> Pool<G> {
         // Never none: that would be another kind of pool.
         if self.limit > 1 {
             self.limit /= 2;
+        }
+    }
+
+    /// Unmaps the pages that were not used since this was called [`AGES`] times: a guest that once
+    /// was busy does not keep its pages mapped for ever. Those in use stay.
+    pub(crate) fn age(&mut self, image: &mut dyn ImageQueue<Buffer<G::Mapping>>) {
+        for place in 0..self.pages.len() {
+            let Some(Some(known)) = self.pages.get_mut(place) else {
+                continue;
+            };
+            known.age = known.age.saturating_add(1);
+            if known.age >= AGES {
+                self.forget_idle(place, image);
+            }
+        }
+        if !self.retired.is_empty() {
+            self.grants.unmap_each(std::mem::take(&mut self.retired));
         }
     }
 
@@ -756,6 +783,32 @@ mod tests {
         let (buffer, mapped) = world.lend(&mut pool, &mut table, &[2, 1], Access::ReadOnly);
         assert_eq!((numbers(&buffer), mapped), (vec![2, 1], 0), "page 0 went");
         pool.recycle(buffer);
+    }
+
+    #[test]
+    fn pages_that_were_not_used_for_long_go_and_those_in_use_stay() {
+        let world = world(4, Access::ReadWrite);
+        let (mut pool, mut table) = (world.pool(8), Table::default());
+        let (in_flight, _) = world.lend(&mut pool, &mut table, &[0], Access::ReadOnly);
+        let (idle, _) = world.lend(&mut pool, &mut table, &[1, 2], Access::ReadOnly);
+        pool.recycle(idle);
+        for _ in 1..AGES {
+            pool.age(&mut table);
+        }
+        assert_eq!(world.dom0.mappings(), 3);
+        let (used, mapped) = world.lend(&mut pool, &mut table, &[2], Access::ReadOnly);
+        assert_eq!(mapped, 0);
+        pool.recycle(used);
+        pool.age(&mut table);
+        assert_eq!((world.dom0.mappings(), pool.persistent()), (2, 2));
+        assert_eq!(numbers(&in_flight), [0]);
+        pool.recycle(in_flight);
+        for _ in 0..AGES {
+            pool.age(&mut table);
+        }
+        assert_eq!((world.dom0.mappings(), pool.persistent()), (0, 0));
+        let (again, mapped) = world.lend(&mut pool, &mut table, &[1], Access::ReadOnly);
+        assert_eq!((numbers(&again), mapped), (vec![1], 1));
     }
 
     #[test]

@@ -11,6 +11,8 @@
 //!  │     queue         one ring = one task, which shares nothing                │
 //!  │       request       a slot, copied once, becomes a request        (pure)   │
 //!  │       grants        the guest's pages, mapped once and kept                │
+//!  │       terms         how large the disk is, how fast it may be used   (pure)   │
+//!  │       polling       how long to look before a sleep             (pure)   │
 //!  │         budget        how many of them, over all queues          (pure)    │
 //!  │       journal       what is in flight, for who comes after a crash         │
 //!  │       stats         counted by the queue, read by anybody                  │
@@ -37,9 +39,11 @@ pub mod image;
 pub mod journal;
 pub mod limit;
 pub mod negotiation;
+mod polling;
 pub mod queue;
 pub mod report;
 pub mod request;
 pub mod service;
 pub mod stats;
+pub mod terms;
 mod turns;

@@ -11,6 +11,7 @@ use parapet_xen_sys::{GrantRef, Port};
 
 use crate::image::{Access, Discard};
 use crate::request::MAX_INDIRECT_SEGMENTS;
+use crate::terms::Rate;
 
 /// The largest ring that a frontend may have, as a power of two of pages: 16 of them, for 512
 /// requests.
@@ -132,6 +133,8 @@ pub struct Offer {
     pub removable: bool,
     /// How sectors can be forgotten, if they can.
     pub discard: Option<Discard>,
+    /// How many queues the frontend may have.
+    pub queues: u32,
 }
 
 impl Offer {
@@ -145,6 +148,7 @@ impl Offer {
         let mut keys = vec![
             ("max-ring-page-order", MAX_RING_PAGE_ORDER.to_string()),
             ("max-ring-pages", pages.to_string()),
+            ("multi-queue-max-queues", self.queues.to_string()),
             ("feature-persistent", "1".into()),
             ("feature-flush-cache", "1".into()),
             ("feature-barrier", "1".into()),
@@ -194,13 +198,21 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// What a frontend has published when it says `Initialised`.
+/// What a frontend has published of one queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct QueueAnswer {
     /// The ring's pages, in order: one, or a power of two of them.
     pub ring: Vec<GrantRef>,
     /// Its port, which waits for us.
     pub port: Port,
+}
+
+/// What a frontend has published when it says `Initialised`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Its queues, of which there is one at least. No two have a page or a port in common, and all
+    /// rings are of one size.
+    pub queues: Vec<QueueAnswer>,
     /// Its layout.
     pub protocol: Protocol,
     /// Whether its grants stay.
@@ -208,26 +220,48 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The keys that [`Answer::parse`] asks for.
-    pub fn keys() -> impl Iterator<Item = String> {
+    /// How many queues the frontend has chosen to have, of `most` that it was offered.
+    ///
+    /// # Errors
+    /// None, or more than that.
+    pub fn queues(most: u32, get: impl Fn(&str) -> Option<String>) -> Result<u32, BadKey> {
+        match number::<u32>(QUEUES, get)? {
+            None => Ok(1),
+            Some(queues) if (1..=most).contains(&queues) => Ok(queues),
+            Some(queues) => {
+                let expected = "from 1 to multi-queue-max-queues";
+                Err(bad(QUEUES, &queues.to_string(), expected))
+            }
+        }
+    }
+
+    /// The keys that [`Answer::parse`] asks for, of a frontend that has chosen so many queues.
+    pub fn keys(queues: u32) -> impl Iterator<Item = String> {
         let plain = [
-            "event-channel",
+            QUEUES,
             "protocol",
             "feature-persistent",
             "ring-page-order",
             "num-ring-pages",
-            "ring-ref",
         ];
-        let refs = (0..1 << MAX_RING_PAGE_ORDER).map(ring_ref);
-        plain.into_iter().map(String::from).chain(refs)
+        let of_queues = (0..queues).flat_map(move |queue| {
+            let folder = folder(queues, queue);
+            let refs = (0..1 << MAX_RING_PAGE_ORDER).map(ring_ref);
+            ["event-channel", "ring-ref"]
+                .into_iter()
+                .map(String::from)
+                .chain(refs)
+                .map(move |key| format!("{folder}{key}"))
+        });
+        plain.into_iter().map(String::from).chain(of_queues)
     }
 
-    /// Understands the frontend's keys, which `get` looks up. They are read once; what the
-    /// frontend writes later changes nothing.
+    /// Understands the frontend's keys, which `get` looks up, of a frontend that was offered `most`
+    /// queues. They are read once; what the frontend writes later changes nothing.
     ///
     /// # Errors
     /// The first key that makes no sense.
-    pub fn parse(get: impl Fn(&str) -> Option<String>) -> Result<Self, BadKey> {
+    pub fn parse(most: u32, get: impl Fn(&str) -> Option<String>) -> Result<Self, BadKey> {
         let pages = match number::<u32>("ring-page-order", &get)? {
             Some(order) if order <= MAX_RING_PAGE_ORDER => Some(1 << order),
             Some(order) => {
@@ -243,10 +277,62 @@ impl Answer {
                 pages => pages,
             },
         };
+        let count = Answer::queues(most, &get)?;
+        let mut queues: Vec<QueueAnswer> = Vec::new();
+        for number in 0..count {
+            let folder = folder(count, number);
+            let queue = QueueAnswer::parse(pages, &folder, &get)?;
+            let refs = || queues.iter().flat_map(|before| &before.ring);
+            for (at, gref) in queue.ring.iter().enumerate() {
+                let earlier = queue.ring.get(..at).unwrap_or_default();
+                if refs().chain(earlier).any(|before| before == gref) {
+                    let key = format!("{folder}ring-ref");
+                    return Err(bad(&key, &gref.0.to_string(), "a page of one ring only"));
+                }
+            }
+            if queues.iter().any(|before| before.port == queue.port) {
+                let (key, port) = (format!("{folder}event-channel"), queue.port.0.to_string());
+                return Err(bad(&key, &port, "the port of one queue only"));
+            }
+            queues.push(queue);
+        }
+        let protocol = match get("protocol") {
+            None => Protocol::X86_64,
+            Some(name) if name == protocols::X86_64 => Protocol::X86_64,
+            Some(name) if name == protocols::X86_32 => Protocol::X86_32,
+            Some(name) => return Err(bad("protocol", &name, "x86_64-abi or x86_32-abi")),
+        };
+        Ok(Answer {
+            queues,
+            protocol,
+            persistent: flag("feature-persistent", &get)?,
+        })
+    }
+}
+
+impl QueueAnswer {
+    fn parse(
+        pages: Option<u32>,
+        folder: &str,
+        get: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, BadKey> {
+        let get = |key: &str| get(&format!("{folder}{key}"));
+        // Its whole name, in case it is to blame.
+        let whole = |error| match error {
+            BadKey::Value {
+                key,
+                value,
+                expected,
+            } => BadKey::Value {
+                key: format!("{folder}{key}"),
+                value,
+                expected,
+            },
+            missing => missing,
+        };
         let reference = |key: &str, missing| {
-            number(key, &get)?
-                .map(GrantRef)
-                .ok_or(BadKey::Missing(missing))
+            let found = number(key, get).map_err(whole)?;
+            found.map(GrantRef).ok_or(BadKey::Missing(missing))
         };
         let ring = match pages {
             // One page may go by either name.
@@ -256,19 +342,69 @@ impl Answer {
                 .map(|page| reference(&ring_ref(page), "ring-refN"))
                 .collect::<Result<_, _>>()?,
         };
-        let port = number("event-channel", &get)?;
-        let protocol = match get("protocol") {
-            None => Protocol::X86_64,
-            Some(name) if name == protocols::X86_64 => Protocol::X86_64,
-            Some(name) if name == protocols::X86_32 => Protocol::X86_32,
-            Some(name) => return Err(bad("protocol", &name, "x86_64-abi or x86_32-abi")),
+        let port = number("event-channel", get).map_err(whole)?;
+        let port = Port(port.ok_or(BadKey::Missing("event-channel"))?);
+        Ok(QueueAnswer { ring, port })
+    }
+}
+
+/// The key in which a frontend says how many queues it has.
+const QUEUES: &str = "multi-queue-num-queues";
+
+/// Where the keys of a queue are: one alone has them where disks without queues have theirs.
+fn folder(queues: u32, queue: u32) -> String {
+    match queues {
+        1 => String::new(),
+        _ => format!("queue-{queue}/"),
+    }
+}
+
+/// How fast a disk may be used: what the operator says in the backend's own directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rates {
+    /// Operations, if these are limited.
+    pub operations: Option<Rate>,
+    /// Bytes read and written, if these are limited.
+    pub bytes: Option<Rate>,
+}
+
+impl Rates {
+    /// The keys that [`Rates::parse`] asks for.
+    pub const KEYS: &[&str] = &[
+        "rate-iops",
+        "rate-iops-burst",
+        "rate-bytes",
+        "rate-bytes-burst",
+    ];
+
+    /// Understands the operator's keys, which `get` looks up. A rate that is not there or zero is
+    /// no limit; a burst that is not there is a tenth of a second's worth.
+    ///
+    /// # Errors
+    /// The first key that makes no sense.
+    pub fn parse(get: impl Fn(&str) -> Option<String>) -> Result<Self, BadKey> {
+        let rate = |key: &str, burst: &str| {
+            let per_second = number::<u64>(key, &get)?.unwrap_or(0);
+            let burst = number(burst, &get)?;
+            Ok((per_second > 0).then(|| Rate::new(per_second, burst)))
         };
-        Ok(Answer {
-            ring,
-            port: Port(port.ok_or(BadKey::Missing("event-channel"))?),
-            protocol,
-            persistent: flag("feature-persistent", &get)?,
+        Ok(Rates {
+            operations: rate("rate-iops", "rate-iops-burst")?,
+            bytes: rate("rate-bytes", "rate-bytes-burst")?,
         })
+    }
+}
+
+/// Understands the key `resize-to`: a size in bytes. The sectors that it comes to.
+///
+/// # Errors
+/// It is not a number of whole sectors, or none.
+pub fn resize_to(value: String) -> Result<u64, BadKey> {
+    let sector = SECTOR_SIZE as u64;
+    let bytes = number::<u64>("resize-to", |_| Some(value.clone()))?.unwrap_or(0);
+    match bytes.is_multiple_of(sector) && bytes > 0 {
+        true => Ok(bytes / sector),
+        false => Err(bad("resize-to", &value, "a multiple of 512 bytes")),
     }
 }
 
@@ -292,14 +428,16 @@ mod tests {
     }
 
     fn answer(keys: &[(&str, &str)]) -> Result<Answer, BadKey> {
-        Answer::parse(lookup(keys))
+        Answer::parse(4, lookup(keys))
     }
 
     #[test]
     fn a_frontend_that_says_the_least_has_one_page_and_our_layout() {
         let expected = Answer {
-            ring: vec![GrantRef(8)],
-            port: Port(15),
+            queues: vec![QueueAnswer {
+                ring: vec![GrantRef(8)],
+                port: Port(15),
+            }],
             protocol: Protocol::X86_64,
             persistent: false,
         };
@@ -319,12 +457,12 @@ mod tests {
         let expected: Vec<_> = [10, 12, 11, 13].map(GrantRef).into();
         for size in [("ring-page-order", "2"), ("num-ring-pages", "4")] {
             let keys = [&refs[..], &[size]].concat();
-            assert_eq!(answer(&keys).unwrap().ring, expected);
+            assert_eq!(answer(&keys).unwrap().queues[0].ring, expected);
         }
         let one = [("ring-page-order", "0"), refs[0], refs[1]];
-        assert_eq!(answer(&one).unwrap().ring, [GrantRef(10)]);
+        assert_eq!(answer(&one).unwrap().queues[0].ring, [GrantRef(10)]);
         let one = [("ring-page-order", "0"), refs[0], ("ring-ref", "7")];
-        assert_eq!(answer(&one).unwrap().ring, [GrantRef(7)]);
+        assert_eq!(answer(&one).unwrap().queues[0].ring, [GrantRef(7)]);
     }
 
     #[test]
@@ -359,6 +497,12 @@ mod tests {
             ("num-ring-pages", "32"),
             ("protocol", "arm-abi"),
             ("feature-persistent", "yes"),
+            ("multi-queue-num-queues", "0"),
+            ("multi-queue-num-queues", "5"),
+            ("multi-queue-num-queues", "-1"),
+            ("multi-queue-num-queues", "4294967295"),
+            ("multi-queue-num-queues", "4294967296"),
+            ("multi-queue-num-queues", "many"),
         ] {
             let keys = [good[0], good[1], size];
             assert!(
@@ -368,6 +512,100 @@ mod tests {
         }
         let hole = [("num-ring-pages", "2"), ("ring-ref0", "1"), good[1]];
         assert_eq!(answer(&hole), Err(BadKey::Missing("ring-refN")));
+    }
+
+    #[test]
+    fn each_of_several_queues_has_a_folder_and_one_alone_has_none() {
+        let keys = [
+            ("multi-queue-num-queues", "2"),
+            ("ring-page-order", "1"),
+            ("queue-0/ring-ref0", "8"),
+            ("queue-0/ring-ref1", "9"),
+            ("queue-0/event-channel", "3"),
+            ("queue-1/ring-ref0", "10"),
+            ("queue-1/ring-ref1", "11"),
+            ("queue-1/event-channel", "4"),
+            // Of nobody's.
+            ("ring-ref", "99"),
+            ("event-channel", "99"),
+        ];
+        let queue = |refs: [u32; 2], port| QueueAnswer {
+            ring: refs.map(GrantRef).into(),
+            port: Port(port),
+        };
+        let expected = [queue([8, 9], 3), queue([10, 11], 4)];
+        assert_eq!(answer(&keys).unwrap().queues, expected);
+        for (key, _) in keys {
+            assert!(Answer::keys(2).any(|asked| asked == key) || !key.contains('/'));
+        }
+
+        let one = [
+            ("multi-queue-num-queues", "1"),
+            ("ring-ref", "8"),
+            ("event-channel", "3"),
+        ];
+        assert_eq!(answer(&one).unwrap().queues[0].port, Port(3));
+    }
+
+    #[test]
+    fn two_queues_cannot_have_a_page_or_a_port_in_common() {
+        let good = [
+            ("multi-queue-num-queues", "2"),
+            ("queue-0/ring-ref", "8"),
+            ("queue-0/event-channel", "3"),
+            ("queue-1/ring-ref", "9"),
+            ("queue-1/event-channel", "4"),
+        ];
+        assert!(answer(&good).is_ok());
+        for (at, value) in [(3, "8"), (4, "3"), (3, "x"), (4, "-1")] {
+            let mut keys = good;
+            keys[at].1 = value;
+            match answer(&keys) {
+                Err(BadKey::Value { key, .. }) => assert_eq!(key, keys[at].0),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(answer(&good[..4]), Err(BadKey::Missing("event-channel")));
+        let twice = [
+            ("ring-page-order", "1"),
+            ("ring-ref0", "8"),
+            ("ring-ref1", "8"),
+            ("event-channel", "1"),
+        ];
+        assert!(answer(&twice).is_err());
+    }
+
+    #[test]
+    fn rates_are_numbers_and_a_burst_is_a_tenth_of_a_second() {
+        let rates = |keys: &[(&str, &str)]| Rates::parse(lookup(keys));
+        let rate = |per_second, burst| Some(Rate { per_second, burst });
+        assert_eq!(rates(&[]), Ok(Rates::default()));
+        assert_eq!(rates(&[("rate-iops", "0")]), Ok(Rates::default()));
+        assert_eq!(
+            rates(&[
+                ("rate-iops", "5"),
+                ("rate-bytes", "1000000"),
+                ("rate-bytes-burst", "9")
+            ]),
+            Ok(Rates {
+                operations: rate(5, 1),
+                bytes: rate(1_000_000, 9),
+            })
+        );
+        let most = "18446744073709551615";
+        assert!(rates(&[("rate-bytes", most), ("rate-bytes-burst", most)]).is_ok());
+        for value in ["-1", "", "fast", "1.5", "18446744073709551616"] {
+            assert!(rates(&[("rate-iops", value)]).is_err(), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_size_to_resize_to_is_of_whole_sectors() {
+        assert_eq!(resize_to("1048576".into()), Ok(2048));
+        for value in ["0", "1", "513", "-512", "", "1M", "99999999999999999999"] {
+            let error = resize_to(value.into()).unwrap_err();
+            assert!(error.to_string().contains("resize-to"), "{error}");
+        }
     }
 
     #[test]
@@ -386,12 +624,14 @@ mod tests {
             cdrom: true,
             removable: false,
             discard: None,
+            queues: 3,
         };
         let keys: BTreeMap<_, _> = offer.keys().into_iter().collect();
         assert_eq!(keys["info"], "5");
         assert_eq!(keys["sectors"], "99");
         assert_eq!(keys["sector-size"], "512");
         assert_eq!(keys["physical-sector-size"], "4096");
+        assert_eq!(keys["multi-queue-max-queues"], "3");
         assert_eq!(keys["feature-discard"], "0");
         assert!(!keys.contains_key("discard-granularity"));
 
@@ -442,9 +682,12 @@ mod tests {
                 0..8,
             )
         ) {
-            if let Ok(answer) = Answer::parse(|key| values.get(key).cloned()) {
-                prop_assert!(answer.ring.len().is_power_of_two());
-                prop_assert!(answer.ring.len() <= 1 << MAX_RING_PAGE_ORDER);
+            if let Ok(answer) = Answer::parse(4, |key| values.get(key).cloned()) {
+                prop_assert!((1..=4).contains(&answer.queues.len()));
+                for queue in answer.queues {
+                    prop_assert!(queue.ring.len().is_power_of_two());
+                    prop_assert!(queue.ring.len() <= 1 << MAX_RING_PAGE_ORDER);
+                }
             }
         }
     }

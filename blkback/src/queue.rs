@@ -23,10 +23,11 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use parapet_hypervisor::seam::{Access, Backend, Channel, Instant, MapError, yield_now};
+use parapet_hypervisor::memory::PAGE_SIZE;
+use parapet_hypervisor::seam::{Access, Backend, Channel, Clock, Instant, MapError, yield_now};
 use parapet_ring::{Back, Peer, Violation};
 use parapet_xen_sys::DomId;
-use parapet_xen_sys::io::blkif::{Segment, Status};
+use parapet_xen_sys::io::blkif::{self, Segment, Status};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::grants::{Buffer, Missing, PERSISTENT_PAGES, Pool};
@@ -35,10 +36,12 @@ use crate::image::{
 };
 use crate::journal::{Keep, Live, Log, Part, Tags, Unfit};
 use crate::limit::Limit;
+use crate::polling::Polling;
 use crate::request::{
     Disk, Indirect, Layout, MAX_INDIRECT_SEGMENTS, Refusal, Request, Slot, Transfer, check,
 };
 use crate::stats::{Kind, QueueStats};
+use crate::terms::{Terms, Turn};
 
 /// The image that disks of place `P` are kept in.
 pub type ImageOf<P> = dyn Image<Buffer<<P as parapet_hypervisor::seam::Grants>::Mapping>>;
@@ -54,6 +57,12 @@ const PATIENCE: u32 = 8;
 /// XSA-391): twice as long each time, from the first to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(100));
 
+/// How often to look for pages that were not used for long.
+const AGEING: Duration = Duration::from_secs(10);
+
+/// How long a queue whose rate is used up sleeps before it looks again.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
+
 /// What a queue is made of.
 pub struct QueueSetup<P: Backend> {
     /// Where we run.
@@ -66,12 +75,14 @@ pub struct QueueSetup<P: Backend> {
     pub channel: P::Channel,
     /// The disk's image.
     pub image: Arc<ImageOf<P>>,
+    /// How large it is and how fast it may be used.
+    pub terms: Arc<Terms>,
     /// How sectors can be forgotten, if the frontend was told that they can.
     pub discard: Option<Discard>,
     /// How many of the frontend's pages may stay mapped, at most [`PERSISTENT_PAGES`]; none if it
     /// does not have persistent grants.
     pub persistent: u16,
-    /// How long to look for requests before sleeping.
+    /// How long to look for requests before sleeping, at most.
     pub poll: Duration,
     /// Where to count.
     pub stats: Arc<QueueStats>,
@@ -108,6 +119,13 @@ pub struct Queue<P: Backend, L: Layout> {
     interrupt: Option<P::Channel>,
     place: P,
     disk: Disk,
+    terms: Arc<Terms>,
+    /// Until when nothing is taken, since the disk's rate is used up.
+    throttled: Option<Instant>,
+    /// Our turn, since it was.
+    turn: Option<Turn>,
+    /// When to see which pages were not used for long.
+    next_ageing: Instant,
     /// By tag: what is being done. As many as the ring has slots, so there is always a free one.
     requests: Box<[InFlight]>,
     tags: Tags,
@@ -122,7 +140,7 @@ pub struct Queue<P: Backend, L: Layout> {
     unkicked: bool,
     /// Responses that were made since the last were published.
     unpublished: bool,
-    poll: Duration,
+    polling: Polling,
     stats: Arc<QueueStats>,
     complaints: Limit,
 }
@@ -205,6 +223,8 @@ enum Wake {
     Work,
     /// The frontend sent an event for nothing.
     Spurious,
+    /// It is the time that we wanted to be woken at.
+    Alarm,
     /// The device wants the queue to end.
     Stop,
 }
@@ -231,6 +251,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             ring,
             channel,
             image,
+            terms,
             discard,
             persistent,
             poll,
@@ -266,10 +287,14 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             channel,
             interrupt,
             disk: Disk {
-                sectors: image.sectors(),
+                sectors: terms.sectors(),
                 read_only: image.read_only(),
                 discard,
             },
+            terms,
+            throttled: None,
+            turn: None,
+            next_ageing: place.now().after(AGEING),
             segments,
             barrier: Barrier::None,
             requests: vec![nothing; slots as usize].into(),
@@ -280,7 +305,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             waiting: Vec::new(),
             unkicked: false,
             unpublished: false,
-            poll,
+            polling: Polling::new(poll),
             stats,
             complaints,
             place,
@@ -310,20 +335,18 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     /// Serves the ring until `stop` is ready.
     async fn work(&mut self, stop: impl Future<Output = ()> + Send) -> Result<(), QueueError> {
         let mut stop = pin!(stop);
-        let mut polling_until = None;
         let mut turns = 0u32;
         let mut spurious = 0;
         loop {
             let mut again = self.turn()?;
             if again {
                 spurious = 0;
-                polling_until = None;
+                self.polling.found();
             } else if self.unkicked || !self.waiting.is_empty() {
                 // The host is short of something for a moment.
                 again = true;
-            } else if !self.poll.is_zero() {
-                let now = self.place.now();
-                again = now < *polling_until.get_or_insert_with(|| now.after(self.poll));
+            } else if self.throttled.is_none() {
+                again = self.polling.look_again(|| self.place.now());
             }
             if again {
                 // Others first: a frontend on this processor that answers what it just got needs
@@ -336,15 +359,47 @@ impl<P: Backend, L: Layout> Queue<P, L> {
                 continue;
             }
             self.stats.sleeps.add(1);
-            match poll_fn(|cx| self.poll_wake(stop.as_mut(), cx)).await? {
-                Wake::Work => {}
+            if self.throttled.is_some() {
+                self.stats.throttled.add(1);
+            }
+            let since = self.polling.is_measured().then(|| self.place.now());
+            let wake = {
+                let mut alarm = pin!(at(self.place.clone(), self.alarm()));
+                poll_fn(|cx| self.poll_wake(stop.as_mut(), alarm.as_mut(), cx)).await?
+            };
+            match wake {
+                Wake::Work => {
+                    if let Some(since) = since {
+                        self.polling.slept(self.place.now().since(since));
+                    }
+                }
                 Wake::Stop => return Ok(()),
+                Wake::Alarm => self.age(self.place.now()),
                 Wake::Spurious => {
                     spurious += 1;
                     self.stats.spurious.add(1);
                     self.hold_back(spurious).await;
                 }
             }
+        }
+    }
+
+    /// When to be woken though nothing happens.
+    fn alarm(&self) -> Option<Instant> {
+        let ageing = (self.pool.persistent() > 0).then_some(self.next_ageing);
+        match (self.throttled, ageing) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// Unmaps the pages that were not used for long, now and then.
+    fn age(&mut self, now: Instant) {
+        if now >= self.next_ageing {
+            self.next_ageing = now.after(AGEING);
+            self.pool.age(&mut *self.image);
+            let left = self.pool.persistent() as u64;
+            self.stats.persistent_pages.set(left);
         }
     }
 
@@ -392,14 +447,19 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         // Not more than an honest frontend can have: one that adds as fast as we take must not
         // keep us here.
         let batch = self.ring.slots();
+        self.disk.sectors = self.terms.sectors();
+        self.throttled = None;
+        let limited = self.terms.are_limited();
+        let mut taken = false;
         let mut now = None;
         for _ in 0..batch {
-            if self.is_held_back() {
+            if self.is_held_back() || (limited && self.is_throttled(&mut now)) {
                 break;
             }
             let Some((tag, slot)) = self.next_request()? else {
                 break;
             };
+            taken = true;
             let slot = L::read(slot);
             let since = *now.get_or_insert_with(|| self.place.now());
             if let Some(request) = self.requests.get_mut(tag as usize) {
@@ -412,14 +472,36 @@ impl<P: Backend, L: Layout> Queue<P, L> {
                     fetched: false,
                 };
             }
-            if let Ok(Request::Barrier(_)) = check(&slot, &self.disk) {
+            if limited {
+                let bytes = bytes_of(&slot, &self.disk);
+                self.terms.charge(since, bytes, self.turn.take());
+            }
+            if slot.operation == blkif::Operation::WriteBarrier as u8
+                && let Ok(Request::Barrier(_)) = check(&slot, &self.disk)
+            {
                 self.barrier = Barrier::Waiting(tag, slot);
             } else if let Err(Missing::Unmapped) = self.start(tag, &slot) {
                 self.deferred.push((tag, slot));
             }
         }
         self.map_and_start();
-        Ok(now.is_some())
+        if let Some(now) = now {
+            self.age(now);
+        }
+        Ok(taken)
+    }
+
+    /// Whether the disk's rate is used up and it is not our turn yet.
+    fn is_throttled(&mut self, now: &mut Option<Instant>) -> bool {
+        let now = *now.get_or_insert_with(|| self.place.now());
+        self.turn = self.turn.take_if(|turn| self.terms.honours(turn));
+        if self.turn.is_none() {
+            self.turn = self.terms.wait(now);
+        }
+        let waits = self.turn.filter(|turn| turn.when > now);
+        // The operator may change the rate meanwhile.
+        self.throttled = waits.map(|turn| turn.when.min(now.after(LONGEST_WAIT)));
+        waits.is_some()
     }
 
     /// The next request to begin, if there is one and there is room for it.
@@ -720,13 +802,17 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     fn poll_wake(
         &mut self,
         stop: std::pin::Pin<&mut impl Future<Output = ()>>,
+        alarm: std::pin::Pin<&mut impl Future<Output = ()>>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Wake, QueueError>> {
         if stop.poll(cx).is_ready() {
             return Poll::Ready(Ok(Wake::Stop));
         }
-        if self.is_held_back() {
-            // Until the image has done what there is; the ring may well have more.
+        if alarm.poll(cx).is_ready() {
+            return Poll::Ready(Ok(Wake::Alarm));
+        }
+        if self.is_held_back() || self.throttled.is_some() {
+            // Until the image has done what there is, or it is time; the ring may well have more.
             return self.poll_interrupt(cx).map(|()| Ok(Wake::Work));
         }
         // The event first: what it announced is found by arming, and what comes later makes another.
@@ -806,6 +892,29 @@ impl<P: Backend, L: Layout> Drop for Queue<P, L> {
     fn drop(&mut self) {
         // The pool unmaps them next.
         self.stats.persistent_pages.set(0);
+    }
+}
+
+/// What a request counts in the disk's rate of bytes. Of an indirect one it is not known yet how
+/// much of each page it wants: all, if its frontend is any good.
+fn bytes_of(slot: &Slot, disk: &Disk) -> u64 {
+    match check(slot, disk) {
+        Ok(
+            Request::Read(transfer)
+            | Request::Write(transfer)
+            | Request::Flush(Some(transfer))
+            | Request::Barrier(Some(transfer)),
+        ) => transfer.sectors.bytes(),
+        Ok(Request::Indirect(indirect)) => (indirect.segments * PAGE_SIZE) as u64,
+        Ok(Request::Flush(None) | Request::Barrier(None) | Request::Discard { .. }) | Err(_) => 0,
+    }
+}
+
+/// Ready at that time, or never.
+async fn at(place: impl Clock, when: Option<Instant>) {
+    match when {
+        Some(when) => place.sleep_until(when).await,
+        None => std::future::pending().await,
     }
 }
 

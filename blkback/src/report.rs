@@ -9,8 +9,8 @@ use std::task::{Poll, Waker};
 use parapet_xen_sys::DomId;
 
 use crate::image::Access;
-use crate::negotiation::Protocol;
-use crate::stats::QueueStats;
+use crate::negotiation::{Protocol, Rates};
+use crate::stats::DiskStats;
 
 /// A vbd: whose it is, and the number that the toolstack gave it (202 << 8 for `xvda`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,7 +58,9 @@ pub struct Disk {
 pub struct Connection {
     /// How slots are laid out.
     pub protocol: Protocol,
-    /// Pages in the ring.
+    /// How many queues there are.
+    pub queues: usize,
+    /// Pages in the ring of each.
     pub ring_pages: usize,
     /// Whether pages stay mapped between requests.
     pub persistent: bool,
@@ -69,11 +71,11 @@ impl fmt::Display for Connection {
         let pages = self.ring_pages;
         let (s, stay) = (if pages == 1 { "" } else { "s" }, self.persistent);
         let grants = if stay { "persistent" } else { "transient" };
-        write!(
-            f,
-            "{}, a ring of {pages} page{s}, {grants} grants",
-            self.protocol
-        )
+        match self.queues {
+            1 => write!(f, "{}, a ring", self.protocol)?,
+            queues => write!(f, "{}, {queues} queues, each a ring", self.protocol)?,
+        }
+        write!(f, " of {pages} page{s}, {grants} grants")
     }
 }
 
@@ -92,8 +94,10 @@ pub struct Report {
     pub connections: u64,
     /// What went wrong most recently, if anything did.
     pub error: Option<String>,
-    /// What its queue did, over all connections.
-    pub stats: Arc<QueueStats>,
+    /// How fast it may be used.
+    pub rates: Rates,
+    /// What its queues did, over all connections.
+    pub stats: DiskStats,
 }
 
 impl Report {
@@ -168,8 +172,8 @@ impl Reports {
     }
 
     /// Takes up a vbd that is not alive.
-    pub(crate) fn begin(&self, vbd: Vbd) -> Record {
-        let stats = Arc::new(QueueStats::default());
+    pub(crate) fn begin(&self, vbd: Vbd, queues: u32) -> Record {
+        let stats = DiskStats::new(queues);
         let report = Report {
             vbd,
             stage: Stage::Opening,
@@ -177,7 +181,8 @@ impl Reports {
             connection: None,
             connections: 0,
             error: None,
-            stats: Arc::clone(&stats),
+            rates: Rates::default(),
+            stats: stats.clone(),
         };
         self.with(|known| known.live.insert(vbd, report));
         Record {
@@ -212,7 +217,7 @@ impl Reports {
 pub(crate) struct Record {
     reports: Reports,
     vbd: Vbd,
-    stats: Arc<QueueStats>,
+    stats: DiskStats,
 }
 
 impl Record {
@@ -222,7 +227,7 @@ impl Record {
     }
 
     /// Where its queues count.
-    pub(crate) fn stats(&self) -> &Arc<QueueStats> {
+    pub(crate) fn stats(&self) -> &DiskStats {
         &self.stats
     }
 
@@ -255,7 +260,7 @@ mod tests {
     fn a_vbd_made_anew_has_a_report_of_each_life() {
         let reports = Reports::default();
         for life in 1..=2 {
-            let record = reports.begin(vbd(7));
+            let record = reports.begin(vbd(7), 1);
             record.note(|report| report.connections = life);
             reports.end(|ended| ended == vbd(7));
         }
@@ -266,16 +271,16 @@ mod tests {
             .collect();
         assert_eq!(lives, [1, 2]);
         assert_eq!(reports.of(vbd(7)).unwrap().connections, 2);
-        reports.begin(vbd(7));
+        reports.begin(vbd(7), 1);
         assert!(reports.of(vbd(7)).unwrap().is_alive());
     }
 
     #[test]
     fn the_oldest_of_many_that_ended_are_forgotten_and_none_that_lives() {
         let reports = Reports::default();
-        reports.begin(vbd(0));
+        reports.begin(vbd(0), 1);
         for number in 1..=300 {
-            reports.begin(vbd(number));
+            reports.begin(vbd(number), 1);
             reports.end(|ended| ended == vbd(number));
         }
         assert!(reports.of(vbd(0)).is_some());

@@ -228,7 +228,7 @@ impl<P: Backend> Service<P> {
             self.options,
             self.budget.clone(),
             self.turns.clone(),
-            self.reports.begin(vbd),
+            self.reports.begin(vbd, self.options.queues),
         );
         let ended = ended.clone();
         let place = self.place.clone();

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -121,6 +122,8 @@ pub struct QueueStats {
     pub notifications: Counter,
     /// How often the queue went to sleep.
     pub sleeps: Counter,
+    /// How often it had to wait because the disk's rate was used up.
+    pub throttled: Counter,
     /// Events that brought no request.
     pub spurious: Counter,
     /// Grants that had to be mapped.
@@ -131,7 +134,83 @@ pub struct QueueStats {
     pub(crate) host_error: AtomicI32,
 }
 
+impl Kind {
+    /// Adds what `other` counted.
+    fn add(&self, other: &Kind) {
+        let Kind {
+            operations,
+            bytes,
+            errors,
+            latencies,
+        } = other;
+        self.operations.add(operations.get());
+        self.bytes.add(bytes.get());
+        self.errors.add(errors.get());
+        for (sum, counter) in self.latencies.0.iter().zip(&latencies.0) {
+            sum.add(counter.get());
+        }
+    }
+}
+
+/// What the queues of one disk did since it was made. Clones look at the same numbers.
+#[derive(Debug, Clone)]
+pub struct DiskStats(Arc<[Arc<QueueStats>]>);
+
+impl DiskStats {
+    /// Of as many queues as there may be.
+    pub fn new(queues: u32) -> Self {
+        DiskStats((0..queues.max(1)).map(|_| Arc::default()).collect())
+    }
+
+    /// Each queue, whether it was ever used or not.
+    pub fn queues(&self) -> &[Arc<QueueStats>] {
+        &self.0
+    }
+
+    /// All together, as of now.
+    pub fn sum(&self) -> QueueStats {
+        let sum = QueueStats::default();
+        for queue in self.0.iter() {
+            sum.count(queue);
+        }
+        sum
+    }
+}
+
 impl QueueStats {
+    /// Adds what `other` counted.
+    fn count(&self, other: &QueueStats) {
+        let QueueStats {
+            reads,
+            writes,
+            flushes,
+            discards,
+            refused,
+            notifications,
+            sleeps,
+            throttled,
+            spurious,
+            maps,
+            persistent_pages,
+            host_error,
+        } = other;
+        self.reads.add(reads);
+        self.writes.add(writes);
+        self.flushes.add(flushes);
+        self.discards.add(discards);
+        self.refused.add(refused.get());
+        self.notifications.add(notifications.get());
+        self.sleeps.add(sleeps.get());
+        self.throttled.add(throttled.get());
+        self.spurious.add(spurious.get());
+        self.maps.add(maps.get());
+        self.persistent_pages.add(persistent_pages.get());
+        let errno = host_error.load(Ordering::Relaxed);
+        if errno != 0 {
+            self.host_error.store(errno, Ordering::Relaxed);
+        }
+    }
+
     /// Why the host failed a request most recently, if it ever did.
     pub fn host_error(&self) -> Option<io::Error> {
         let errno = self.host_error.load(Ordering::Relaxed);
@@ -189,6 +268,27 @@ mod tests {
         let mut histogram = Histogram::new(3).unwrap();
         latencies.add_to(&mut histogram);
         assert_eq!(histogram.len(), 2);
+    }
+
+    #[test]
+    fn a_disks_numbers_are_those_of_its_queues_together() {
+        let disk = DiskStats::new(3);
+        for (number, queue) in disk.queues().iter().enumerate() {
+            let number = number as u64;
+            queue.reads.operations.add(number);
+            queue.reads.latencies.record(Duration::from_micros(number));
+            queue.discards.bytes.add(512 * number);
+            queue.persistent_pages.set(7);
+        }
+        disk.queues()[1].host_error.store(5, Ordering::Relaxed);
+        let sum = disk.sum();
+        assert_eq!(sum.reads.operations.get(), 3);
+        assert_eq!(sum.discards.bytes.get(), 3 * 512);
+        assert_eq!(sum.persistent_pages.get(), 21);
+        let mut histogram = Histogram::new(3).unwrap();
+        sum.reads.latencies.add_to(&mut histogram);
+        assert_eq!(histogram.len(), 3);
+        assert_eq!(sum.host_error().and_then(|e| e.raw_os_error()), Some(5));
     }
 
     proptest! {

@@ -22,6 +22,7 @@ use parapet_blkback::queue::{Queue, QueueError, QueueSetup};
 use parapet_blkback::report::Vbd;
 use parapet_blkback::request::{X86_32, X86_64};
 use parapet_blkback::stats::QueueStats;
+use parapet_blkback::terms::Terms;
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::host::transfer;
 use parapet_hypervisor::loopback::{self, Domain, DomainConfig, Hypervisor, Process};
@@ -250,6 +251,7 @@ impl Lives {
                     peer: domain,
                     ring: Peer::new(ring.unwrap()).ok().unwrap(),
                     channel: place.bind(domain, port).unwrap(),
+                    terms: Arc::new(Terms::new(image.sectors())),
                     image,
                     discard: None,
                     persistent,

@@ -20,9 +20,11 @@ use parapet_blkback::image::{
     Operation as Does, SECTOR_SIZE, Sectors, Submitted,
 };
 use parapet_blkback::limit::Limit;
+use parapet_blkback::negotiation::Rates;
 use parapet_blkback::queue::{ImageOf, Queue, QueueError, QueueSetup};
 use parapet_blkback::request::{X86_32, X86_64};
 use parapet_blkback::stats::QueueStats;
+use parapet_blkback::terms::{Rate, Terms};
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::loopback::{self, Domain, DomainConfig, Hypervisor};
 use parapet_hypervisor::memory::PAGE_SIZE;
@@ -37,6 +39,7 @@ use plain::{Plain, Wire};
 struct Guest<W: Wire> {
     plain: Plain<W>,
     stats: Arc<QueueStats>,
+    terms: Arc<Terms>,
     stop: Option<oneshot::Sender<()>>,
     outcome: oneshot::Receiver<Result<(), QueueError>>,
     dom0: Domain,
@@ -74,6 +77,7 @@ fn boot_polling<W: Wire>(
     let guest = hypervisor.create(DomainConfig::default()).unwrap();
     let plain = Plain::new(&guest, dom0.domid());
     let stats = Arc::new(QueueStats::default());
+    let terms = Arc::new(Terms::new(image.sectors()));
     let mapped = dom0
         .map(guest.domid(), plain.ring_grant.refs(), Access::ReadWrite)
         .unwrap();
@@ -83,6 +87,7 @@ fn boot_polling<W: Wire>(
         ring: Peer::new(mapped).ok().unwrap(),
         channel: dom0.bind(guest.domid(), plain.channel.port()).unwrap(),
         discard: image.discard(),
+        terms: Arc::clone(&terms),
         image,
         persistent: if persistent { PERSISTENT_PAGES } else { 0 },
         poll,
@@ -101,6 +106,7 @@ fn boot_polling<W: Wire>(
     Guest {
         plain,
         stats,
+        terms,
         stop: Some(stop),
         outcome,
         dom0,
@@ -253,6 +259,43 @@ fn what_is_discarded_reads_as_zeroes_and_is_counted_as_its_own_kind() {
 
     let mut guest = boot::<X86_64>(Arc::new(NullImage::new(4096)), true);
     assert_eq!(guest.discard(none, 0, 8), Status::EOPNOTSUPP);
+    guest.stop().unwrap();
+}
+
+#[test]
+fn a_disk_with_a_rate_is_served_no_faster_and_nobody_spins_for_it() {
+    let mut guest = boot::<X86_64>(memory(4096), true);
+    let segments = guest.segments(0..1, 0, 7);
+    guest.terms.set_rates(&Rates {
+        operations: Some(Rate::new(500, Some(1))),
+        bytes: None,
+    });
+    let begun = std::time::Instant::now();
+    for id in 0..20 {
+        guest.push(Operation::Write, id, 0, &segments);
+    }
+    guest.publish();
+    for id in 0..20 {
+        assert_eq!(guest.reply(), (id, Status::OKAY));
+    }
+    // The first goes at once, each of the others two milliseconds after the one before it.
+    assert!(begun.elapsed() >= Duration::from_millis(38));
+    let (throttled, sleeps) = (&guest.stats.throttled, &guest.stats.sleeps);
+    assert!((1..=40).contains(&throttled.get()), "{}", throttled.get());
+    assert!(sleeps.get() <= 100, "{}", sleeps.get());
+
+    // One that waits for ages is let go when the limit is.
+    guest.terms.set_rates(&Rates {
+        operations: None,
+        bytes: Some(Rate::new(1, None)),
+    });
+    assert_eq!(guest.run(Operation::Write, 0, &segments), Status::OKAY);
+    guest.push(Operation::Write, 7, 0, &segments);
+    guest.publish();
+    let_it_see(&guest);
+    assert!(guest.ring.take().unwrap().is_none());
+    guest.terms.set_rates(&Rates::default());
+    assert_eq!(guest.reply(), (7, Status::OKAY));
     guest.stop().unwrap();
 }
 

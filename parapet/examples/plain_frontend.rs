@@ -193,7 +193,7 @@ fn the_disk_has_what_was_written_to_it() {
         guest.unwrap().wait().unwrap(),
         [[0; PAGE_SIZE], [7; PAGE_SIZE]]
     );
-    let stats = &host.disks()[0].stats;
+    let stats = host.disks()[0].stats.sum();
     assert_eq!(
         (stats.writes.operations.get(), stats.reads.operations.get()),
         (1, 2)

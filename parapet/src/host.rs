@@ -16,7 +16,7 @@ use anyhow::{Context, anyhow};
 use parapet_blkback::device::Options;
 use parapet_blkback::report::{Reports, Vbd};
 use parapet_blkback::service::Service;
-use parapet_blkback::stats::QueueStats;
+use parapet_blkback::stats::DiskStats;
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::loopback::sched::policy::Policy;
 use parapet_hypervisor::loopback::{
@@ -68,6 +68,7 @@ pub enum StartError {
 pub struct HostBuilder {
     config: Config,
     options: Options,
+    queues: Option<u32>,
 }
 
 impl HostBuilder {
@@ -101,12 +102,23 @@ impl HostBuilder {
         self
     }
 
+    /// How many queues a disk may have: as many as there are physical CPUs, and no more than four,
+    /// if not said.
+    pub fn queues(mut self, queues: u32) -> Self {
+        self.queues = Some(queues);
+        self
+    }
+
     /// Boots the host: domain 0, in which xenstored and the backends run.
     ///
     /// # Errors
     /// See [`StartError`].
     pub fn build(self) -> Result<Host, StartError> {
         let vcpus = self.config.pcpus.clamp(1, 32);
+        let options = Options {
+            queues: self.queues.unwrap_or(vcpus.min(4) as u32),
+            ..self.options
+        };
         let hypervisor = Hypervisor::new(self.config)?;
         let dom0 = hypervisor.create(DomainConfig {
             name: "Domain-0".into(),
@@ -120,7 +132,7 @@ impl HostBuilder {
         });
         dom0.run(async move |_| xenstored.run().await);
         let store = connect(&dom0, &handle)?;
-        let service = Service::new(dom0.clone(), store.clone(), self.options);
+        let service = Service::new(dom0.clone(), store.clone(), options);
         let reports = service.reports();
         dom0.run(async move |_| {
             // xenstored is a task of the same domain: it goes only when that does.
@@ -167,8 +179,8 @@ pub struct DiskReport {
     pub guest: String,
     /// Which one, and what it is kept in.
     pub disk: DiskConfig,
-    /// What its backend did.
-    pub stats: Arc<QueueStats>,
+    /// What its backend did, queue by queue.
+    pub stats: DiskStats,
 }
 
 impl Host {

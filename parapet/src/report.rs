@@ -26,6 +26,8 @@ pub struct DiskSummary {
     pub write: KindSummary,
     /// Its flushes.
     pub flush: KindSummary,
+    /// Its discards.
+    pub discard: KindSummary,
     /// Requests that asked for what cannot be.
     pub refused: u64,
 }
@@ -60,6 +62,7 @@ impl DiskSummary {
     /// Sums up a report of a disk whose guest ran its program for `time`, if it came to its end.
     pub fn new(report: &DiskReport, time: Option<Duration>) -> Self {
         let DiskReport { guest, disk, stats } = report;
+        let stats = stats.sum();
         DiskSummary {
             guest: guest.clone(),
             vdev: disk.vdev.to_string(),
@@ -68,15 +71,17 @@ impl DiskSummary {
             read: KindSummary::new(&stats.reads),
             write: KindSummary::new(&stats.writes),
             flush: KindSummary::new(&stats.flushes),
+            discard: KindSummary::new(&stats.discards),
             refused: stats.refused.get(),
         }
     }
 
-    fn kinds(&self) -> [(&'static str, &KindSummary); 3] {
+    fn kinds(&self) -> [(&'static str, &KindSummary); 4] {
         [
             ("read", &self.read),
             ("write", &self.write),
             ("flush", &self.flush),
+            ("discard", &self.discard),
         ]
     }
 
@@ -227,6 +232,7 @@ mod tests {
             read: kind(0, 0, 0),
             write: kind(100, 4_000_000, 1),
             flush: kind(1, 0, 0),
+            discard: kind(0, 0, 0),
             refused: 2,
         };
         assert_eq!(disk.errors(), 3);

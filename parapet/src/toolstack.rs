@@ -149,12 +149,12 @@ fn nodes<'a>(
     }
 }
 
-fn backend_keys(disk: &DiskConfig) -> [(&'static str, String); 8] {
+fn backend_keys(disk: &DiskConfig) -> Vec<(&'static str, String)> {
     let mode = match disk.access {
         DiskAccess::ReadOnly => "r",
         DiskAccess::ReadWrite => "w",
     };
-    [
+    let mut keys = vec![
         ("params", disk.target.clone()),
         ("type", "phy".into()),
         ("removable", "0".into()),
@@ -162,8 +162,18 @@ fn backend_keys(disk: &DiskConfig) -> [(&'static str, String); 8] {
         ("dev", disk.vdev.to_string()),
         ("mode", mode.into()),
         ("device-type", device_type(disk).into()),
-        ("discard-enable", "1".into()),
-    ]
+        ("discard-enable", u32::from(disk.discard).to_string()),
+    ];
+    for (key, burst, rate) in [
+        ("rate-iops", "rate-iops-burst", disk.rates.operations),
+        ("rate-bytes", "rate-bytes-burst", disk.rates.bytes),
+    ] {
+        if let Some(rate) = rate {
+            keys.push((key, rate.per_second.to_string()));
+            keys.push((burst, rate.burst.to_string()));
+        }
+    }
+    keys
 }
 
 fn device_type(disk: &DiskConfig) -> &'static str {

@@ -3,7 +3,7 @@
 //!
 //! Each panics when a promise is broken, and on nothing else that the bytes can say.
 
-use parapet_blkback::negotiation::{Answer, Assignment, MAX_RING_PAGE_ORDER};
+use parapet_blkback::negotiation::{Answer, Assignment, MAX_RING_PAGE_ORDER, Rates, resize_to};
 use parapet_hypervisor::memory::{PAGE_SIZE, Scratch};
 use parapet_ring::{Back, Front, Own};
 use parapet_xenstore::migration::{Reader, Record, Writer};
@@ -112,14 +112,19 @@ pub fn vbd_keys(data: &[u8]) {
         Some(value.to_owned())
     };
     let mut errors = Vec::new();
-    match Answer::parse(get) {
+    match Answer::parse(8, get) {
         Ok(answer) => {
-            assert!(answer.ring.len().is_power_of_two());
-            assert!(answer.ring.len() <= 1 << MAX_RING_PAGE_ORDER);
+            assert!((1..=8).contains(&answer.queues.len()));
+            for queue in answer.queues {
+                assert!(queue.ring.len().is_power_of_two());
+                assert!(queue.ring.len() <= 1 << MAX_RING_PAGE_ORDER);
+            }
         }
         Err(error) => errors.push(error),
     }
     errors.extend(Assignment::parse(get).err());
+    errors.extend(Rates::parse(get).err());
+    errors.extend(get("resize-to").and_then(|size| resize_to(size).err()));
     for error in errors {
         let error = error.to_string();
         assert!(

@@ -92,7 +92,7 @@ fn many_tasks_find_what_they_wrote() {
             .unwrap();
         running.wait().unwrap();
         let disks = host.disks();
-        let stats = &disks[0].stats;
+        let stats = disks[0].stats.sum();
         assert_eq!(
             stats.writes.bytes.get(),
             3 * (4 << 20),
@@ -384,7 +384,7 @@ fn a_cache_that_is_full_of_mapped_pages_fails_no_request() {
         Ok(())
     });
     running.unwrap().wait().unwrap();
-    assert_eq!(host.disks()[0].stats.reads.errors.get(), 0);
+    assert_eq!(host.disks()[0].stats.sum().reads.errors.get(), 0);
     assert_eq!(host.dom0().mappings(), 1);
 }
 

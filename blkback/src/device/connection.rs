@@ -1,26 +1,31 @@
-//! A connected device: its queue at work, and what may end it.
+//! A connected device: its queues at work, and what may end it.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use futures_channel::oneshot;
 use parapet_hypervisor::seam::{self, Access, MapError};
 use parapet_ring::Peer;
+use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::xenbus::XenbusState;
-use parapet_xenstore::client::{self, Watch};
-use parapet_xenstore::xenbus::{Backend, Closing, End, InitWait};
+use parapet_xenstore::client::{self, Client, Watch};
+use parapet_xenstore::xenbus::{Backend, Closing, End, InitWait, Keys};
 
-use super::{Device, DeviceError, Found, frontend_state};
+use super::upkeep::{Done, Upkeep};
+use super::{Device, DeviceError, Found, Opened, frontend_state};
 use crate::budget::Share;
-use crate::negotiation::{Answer, Offer, Protocol};
-use crate::queue::{ImageOf, Queue, QueueError, QueueSetup};
+use crate::negotiation::{Answer, Protocol, QueueAnswer, Rates, resize_to};
+use crate::queue::{Queue, QueueError, QueueSetup};
 use crate::report::{Connection, Stage};
 use crate::request::{Layout, X86_32, X86_64};
 
-/// A queue at work.
-pub(super) struct Running {
+/// The queues of a device at work.
+pub(super) struct Running(Vec<RunningQueue>);
+
+/// One of them.
+struct RunningQueue {
     /// Dropping it asks the queue to stop.
     stop: Option<oneshot::Sender<()>>,
     outcome: oneshot::Receiver<Result<(), QueueError>>,
@@ -34,55 +39,112 @@ enum Standing {
     Serving,
     /// The frontend will leave; it may still have something to finish.
     Leaving,
-    /// The frontend has left, or the queue has ended by itself.
+    /// The frontend has left, or a queue has ended by itself.
     Over,
+}
+
+/// What happened while a device was watched.
+enum Event {
+    /// A queue has ended by itself.
+    QueueEnded,
+    /// Something was done aside.
+    Done(Done),
+}
+
+impl RunningQueue {
+    /// Ready when the queue has let go of everything.
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.ended.is_none() {
+            let Poll::Ready(outcome) = Pin::new(&mut self.outcome).poll(cx) else {
+                return Poll::Pending;
+            };
+            // A task that is gone has let go.
+            self.ended = Some(outcome.unwrap_or(Ok(())));
+        }
+        Poll::Ready(())
+    }
 }
 
 impl Running {
     /// Waits until something may have changed, and says what that comes to.
-    async fn next(&mut self, end: &End, changes: &mut Changes) -> Result<Standing, DeviceError> {
-        if let Some(outcome) = changes.or(&mut self.outcome).await? {
-            // A task that is gone has let go.
-            self.ended = Some(outcome.unwrap_or(Ok(())));
-            return Ok(Standing::Over);
-        }
-        Ok(match frontend_state(end).await? {
+    async fn next<P: seam::Backend>(
+        &mut self,
+        end: &End,
+        upkeep: &mut Upkeep<P>,
+        changes: &mut Changes,
+    ) -> Result<(Standing, Option<Done>), DeviceError> {
+        let mut event = poll_fn(|cx| {
+            if self.poll_any_ended(cx).is_ready() {
+                return Poll::Ready(Event::QueueEnded);
+            }
+            upkeep.poll(cx).map(Event::Done)
+        });
+        let done = match changes.or(&mut event).await? {
+            Some(Event::QueueEnded) => return Ok((Standing::Over, None)),
+            Some(Event::Done(done)) => Some(done),
+            None => None,
+        };
+        let standing = match frontend_state(end).await? {
             XenbusState::Closing => Standing::Leaving,
             // One that is back at the beginning has not said a word of closing: its guest crashed,
             // or began anew.
             XenbusState::Closed | XenbusState::Initialising => Standing::Over,
             _ => Standing::Serving,
-        })
+        };
+        Ok((standing, done))
     }
 
-    /// Makes sure that the queue has let go of everything.
+    /// Ready when a queue has ended: the device goes with the first of them.
+    fn poll_any_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let ended = |queue: &mut RunningQueue| queue.poll_ended(cx).is_ready();
+        match self.0.iter_mut().any(ended) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+
+    /// Makes sure that all queues have let go of everything.
     pub(super) async fn stop(&mut self) {
-        drop(self.stop.take());
-        if self.ended.is_none() {
-            self.ended = Some((&mut self.outcome).await.unwrap_or(Ok(())));
+        for queue in &mut self.0 {
+            drop(queue.stop.take());
+        }
+        for queue in &mut self.0 {
+            poll_fn(|cx| queue.poll_ended(cx)).await;
         }
     }
 
-    /// Why the queue ended, if that was an error, and is told for the first time.
+    /// Why a queue ended, if that was an error, and is told for the first time.
     pub(super) fn take_error(&mut self) -> Option<DeviceError> {
-        match &mut self.ended {
-            Some(ended) => std::mem::replace(ended, Ok(())).err().map(Into::into),
-            None => None,
-        }
+        let mut ended = self.0.iter_mut().filter_map(|queue| queue.ended.as_mut());
+        let error = ended.find_map(|ended| std::mem::replace(ended, Ok(())).err());
+        error.map(Into::into)
     }
 }
 
 /// What tells that a state may have changed: ours, which the toolstack writes too, or the
 /// frontend's.
-pub(super) struct Changes([Watch; 2]);
+pub(super) struct Changes {
+    /// Of our own directory, and of the frontend's state.
+    watches: [Watch; 2],
+    /// Whether something in our own directory may have changed.
+    own: bool,
+}
 
 impl Changes {
     pub(super) async fn of(end: &End) -> Result<Self, client::Error> {
         let (own, other) = (end.own().base(), end.other().path("state"));
-        Ok(Changes([
-            end.client().watch(own).await?,
-            end.client().watch(&other).await?,
-        ]))
+        Ok(Changes {
+            watches: [
+                end.client().watch(own).await?,
+                end.client().watch(&other).await?,
+            ],
+            own: true,
+        })
+    }
+
+    /// Whether something in our own directory may have changed since this was asked last.
+    fn of_our_own(&mut self) -> bool {
+        std::mem::take(&mut self.own)
     }
 
     /// Waits for a change, or for `other`.
@@ -94,8 +156,9 @@ impl Changes {
             if let Poll::Ready(output) = Pin::new(&mut *other).poll(cx) {
                 return Poll::Ready(Ok(Some(output)));
             }
-            for watch in &mut self.0 {
+            for (at, watch) in self.watches.iter_mut().enumerate() {
                 if let Poll::Ready(event) = watch.poll_event(cx) {
+                    self.own |= at == 0;
                     return Poll::Ready(event.map(|_| None));
                 }
             }
@@ -111,42 +174,31 @@ impl Changes {
 }
 
 impl<P: seam::Backend> Device<P> {
-    /// Reads the frontend's answer, takes what it names, and starts a queue on it.
+    /// Reads the frontend's answer, takes what it names, and starts the queues on it.
     pub(super) async fn connect(
         &self,
         waiting: &Backend<InitWait>,
-        image: &Arc<ImageOf<P>>,
-        offer: &Offer,
+        opened: &Opened<P>,
     ) -> Result<Running, DeviceError> {
-        let keys: Vec<String> = Answer::keys().collect();
-        let keys = Found::read(waiting.other(), keys.iter().map(String::as_str)).await?;
-        let answer = Answer::parse(|key| keys.get(key))?;
-        let peer = waiting.other_domid();
-        let ring = self.place.map(peer, &answer.ring, Access::ReadWrite)?;
-        let Ok(ring) = Peer::new(ring) else {
-            // Asked for to be writable, and the place says that it is.
-            return Err(MapError::Host(0).into());
-        };
-        let share = answer.persistent.then(|| self.budget.share());
-        let setup = QueueSetup {
-            place: self.place.clone(),
-            peer,
-            ring,
-            channel: self.place.bind(peer, answer.port)?,
-            image: Arc::clone(image),
-            discard: offer.discard,
-            persistent: share.as_ref().map_or(0, Share::pages),
-            poll: self.options.poll,
-            stats: Arc::clone(self.record.stats()),
-            complaints: self.complaints.clone(),
-        };
+        let offered = opened.offer.queues;
+        let other = waiting.other();
+        // First how many queues there are, so that not every key of every queue is asked for.
+        let chosen: Option<String> = other.find("multi-queue-num-queues").await?;
+        let queues = Answer::queues(offered, |_| chosen.clone())?;
+        let keys: Vec<String> = Answer::keys(queues).collect();
+        let keys = Found::read(other, keys.iter().map(String::as_str)).await?;
+        let answer = Answer::parse(offered, |key| keys.get(key))?;
+        self.set_rates(waiting, opened).await?;
+        opened.terms.set_sectors(opened.image.sectors());
         let running = match answer.protocol {
-            Protocol::X86_64 => self.start::<X86_64>(setup, share)?,
-            Protocol::X86_32 => self.start::<X86_32>(setup, share)?,
+            Protocol::X86_64 => self.start::<X86_64>(waiting.other_domid(), &answer, opened)?,
+            Protocol::X86_32 => self.start::<X86_32>(waiting.other_domid(), &answer, opened)?,
         };
+        let ring_pages = answer.queues.first().map_or(0, |queue| queue.ring.len());
         let connection = Connection {
             protocol: answer.protocol,
-            ring_pages: answer.ring.len(),
+            queues: answer.queues.len(),
+            ring_pages,
             persistent: answer.persistent,
         };
         self.record.note(|report| {
@@ -160,43 +212,94 @@ impl<P: seam::Backend> Device<P> {
         Ok(running)
     }
 
-    /// Starts a queue, which keeps its share of mapped pages as long as it lives.
+    /// Makes all queues, and if that goes well starts them, each in a task of its own.
     fn start<L: Layout>(
         &self,
-        setup: QueueSetup<P>,
-        share: Option<Share>,
+        peer: DomId,
+        answer: &Answer,
+        opened: &Opened<P>,
     ) -> Result<Running, DeviceError> {
-        let queue = Queue::<P, L>::new(setup)?;
-        let (stop, stopped) = oneshot::channel();
-        let (ended, outcome) = oneshot::channel();
-        self.place.spawn(async move {
-            let stopped = async {
-                // An error means that the device dropped its end, as it does to stop us.
-                let _: Result<(), _> = stopped.await;
+        let of_each = answer.queues.iter().zip(self.record.stats().queues());
+        let queues = of_each.map(|(queue, stats)| {
+            let QueueAnswer { ring, port } = queue;
+            let ring = self.place.map(peer, ring, Access::ReadWrite)?;
+            let Ok(ring) = Peer::new(ring) else {
+                // Asked for to be writable, and the place says that it is.
+                return Err(MapError::Host(0).into());
             };
-            let outcome = queue.run(stopped).await;
-            drop(share);
-            // Nobody waits for the outcome if the device is gone.
-            let _ = ended.send(outcome);
+            let share = answer.persistent.then(|| self.budget.share());
+            let queue = Queue::<P, L>::new(QueueSetup {
+                place: self.place.clone(),
+                peer,
+                ring,
+                channel: self.place.bind(peer, *port)?,
+                image: Arc::clone(&opened.image),
+                terms: Arc::clone(&opened.terms),
+                discard: opened.offer.discard,
+                persistent: share.as_ref().map_or(0, Share::pages),
+                poll: self.options.poll,
+                stats: Arc::clone(stats),
+                complaints: self.complaints.clone(),
+            })?;
+            Ok((queue, share))
         });
-        Ok(Running {
-            stop: Some(stop),
-            outcome,
-            ended: None,
-        })
+        let queues: Vec<_> = queues.collect::<Result<_, DeviceError>>()?;
+        let running = queues.into_iter().map(|(queue, share)| {
+            let (stop, stopped) = oneshot::channel();
+            let (ended, outcome) = oneshot::channel();
+            self.place.spawn(async move {
+                let stopped = async {
+                    // An error means that the device dropped its end, as it does to stop us.
+                    let _: Result<(), _> = stopped.await;
+                };
+                let outcome = queue.run(stopped).await;
+                // Its share of mapped pages is another's from now on.
+                drop(share);
+                // Nobody waits for the outcome if the device is gone.
+                let _ = ended.send(outcome);
+            });
+            RunningQueue {
+                stop: Some(stop),
+                outcome,
+                ended: None,
+            }
+        });
+        Ok(Running(running.collect()))
     }
 
     /// Says that the device is connected, and waits until its frontend has left.
     pub(super) async fn see_to_its_end(
         &self,
         waiting: Backend<InitWait>,
+        opened: &Opened<P>,
         running: &mut Running,
+        upkeep: &mut Upkeep<P>,
         changes: &mut Changes,
     ) -> Result<Backend<Closing>, DeviceError> {
-        let connected = self.turns.take(waiting.connect(async |_| Ok(()))).await?;
+        let mut told = opened.terms.sectors();
+        // The image may have another size by now than when it was offered.
+        let connected = waiting.connect(async |own: Keys| own.set("sectors", told).await);
+        let connected = self.turns.take(connected).await?;
         let mut standing = Standing::Serving;
         while standing == Standing::Serving && connected.is_online().await? {
-            standing = running.next(&connected, changes).await?;
+            if changes.of_our_own() {
+                self.set_rates(&connected, opened).await?;
+                if let Some(sectors) = self.wanted_size(&connected).await? {
+                    upkeep.resize(sectors);
+                }
+            }
+            let done;
+            (standing, done) = running.next(&connected, upkeep, changes).await?;
+            if let Some(Done::Resized(outcome)) = &done {
+                self.answer_resize(&connected, outcome.as_ref().map_err(|e| e.to_string()))
+                    .await?;
+            }
+            let sectors = opened.image.sectors();
+            if done.is_some() && sectors != told {
+                opened.terms.set_sectors(sectors);
+                self.tell_size(sectors).await?;
+                told = sectors;
+            }
         }
         if let Some(error) = running.take_error() {
             self.report(&connected, &error).await?;
@@ -204,8 +307,91 @@ impl<P: seam::Backend> Device<P> {
         // The toolstack asks the frontend to go by this very state, which we may have overwritten.
         let closing = self.turns.take(connected.close()).await?;
         while standing != Standing::Over {
-            standing = running.next(&closing, changes).await?;
+            (standing, _) = running.next(&closing, upkeep, changes).await?;
         }
         Ok(closing)
+    }
+
+    /// Sees how fast the operator lets the disk be used. What makes no sense changes nothing.
+    async fn set_rates(&self, end: &End, opened: &Opened<P>) -> Result<(), DeviceError> {
+        let keys = Found::read(end.own(), Rates::KEYS.iter().copied()).await?;
+        match Rates::parse(|key| keys.get(key)) {
+            Ok(rates) => {
+                opened.terms.set_rates(&rates);
+                self.record.note(|report| report.rates = rates);
+            }
+            Err(error) => self.complain(&error.into()),
+        }
+        Ok(())
+    }
+
+    /// How many sectors the operator wants the disk to have, if it is to have others.
+    async fn wanted_size(&self, end: &End) -> Result<Option<u64>, DeviceError> {
+        let Some(value) = end.own().find::<String>("resize-to").await? else {
+            return Ok(None);
+        };
+        match resize_to(value) {
+            Ok(sectors) => Ok(Some(sectors)),
+            Err(error) => {
+                self.answer_resize(end, Err(error.to_string())).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Takes the operator's wish for another size away, and leaves what was wrong with it, if
+    /// something was.
+    async fn answer_resize(
+        &self,
+        end: &End,
+        outcome: Result<&(), String>,
+    ) -> Result<(), DeviceError> {
+        let (own, outcome) = (end.own(), &outcome);
+        let answered = self.store.transaction(|tx| async move {
+            let own = own.within(&tx);
+            remove(&tx, &own.path("resize-to")).await?;
+            match outcome {
+                Ok(()) => remove(&tx, &own.path("resize-error")).await,
+                Err(error) => own.set("resize-error", error).await,
+            }
+        });
+        self.turns.take(answered).await?;
+        if let Err(error) = outcome {
+            let vbd = self.record.vbd();
+            log::warn!("vbd {vbd}: it cannot be resized: {error}");
+        }
+        Ok(())
+    }
+
+    /// Tells a connected frontend of the disk's size, as Linux does: the key, and our state once
+    /// more, for which frontends have a watch.
+    async fn tell_size(&self, sectors: u64) -> Result<(), DeviceError> {
+        let path = &self.path;
+        let told = self.store.transaction(|tx| async move {
+            let own = Keys::new(tx.clone(), path.clone());
+            own.set("sectors", sectors).await?;
+            // Not if the toolstack has written another meanwhile.
+            match tx.read(&own.path("state")).await?.as_slice() {
+                b"4" => own.set("state", u32::from(XenbusState::Connected)).await,
+                _ => Ok(()),
+            }
+        });
+        self.turns.take(told).await?;
+        self.record.note(|report| {
+            if let Some(disk) = &mut report.disk {
+                disk.sectors = sectors;
+            }
+        });
+        let vbd = self.record.vbd();
+        log::info!("vbd {vbd}: it has {sectors} sectors from now on");
+        Ok(())
+    }
+}
+
+/// Removes a node that may be there.
+async fn remove(tx: &Client, path: &str) -> Result<(), client::Error> {
+    match tx.remove(path).await {
+        Err(error) if error.is_not_found() => Ok(()),
+        removed => removed,
     }
 }

@@ -60,7 +60,14 @@ fn boot_with(
     let store = connect();
     before(&store);
     let ports = backend.ports_in_use();
-    let service = Service::new(backend.clone(), connect(), Options::default());
+    let service = Service::new(
+        backend.clone(),
+        connect(),
+        Options {
+            queues: 4,
+            ..Options::default()
+        },
+    );
     let reports = service.reports();
     backend.run(|_| async move {
         // It ends with the xenstore, when the test does.
@@ -205,6 +212,15 @@ impl Host {
         }
     }
 
+    /// Waits until the backend's `key` is not there.
+    pub(crate) fn wait_until_gone(&self, vbd: &Vbd, key: &str) {
+        let path = format!("{}/{key}", vbd.back);
+        let mut watch: Watch = block_on(self.store.watch(&path)).unwrap();
+        while self.exists(&path) {
+            block_on(watch.next()).unwrap();
+        }
+    }
+
     pub(crate) fn report(&self, vbd: &Vbd) -> Report {
         self.reports.of(vbd.key).unwrap()
     }
@@ -217,6 +233,31 @@ impl Host {
         self.wait(vbd, "4");
         self.set(&vbd.front, "state", "4");
         front
+    }
+
+    /// The same with several queues.
+    pub(crate) fn connect_queues(&self, vbd: &Vbd, count: usize) -> Vec<Plain<X86_64>> {
+        self.wait(vbd, "2");
+        let fronts: Vec<_> = (0..count).map(|_| self.front()).collect();
+        self.publish_queues(vbd, &fronts);
+        self.wait(vbd, "4");
+        self.set(&vbd.front, "state", "4");
+        fronts
+    }
+
+    pub(crate) fn publish_queues(&self, vbd: &Vbd, fronts: &[Plain<X86_64>]) {
+        let count = fronts.len().to_string();
+        self.set(&vbd.front, "multi-queue-num-queues", &count);
+        for (queue, front) in fronts.iter().enumerate() {
+            let folder = format!("{}/queue-{queue}", vbd.front);
+            let ring = front.ring_grant.refs()[0].0.to_string();
+            self.set(&folder, "ring-ref", &ring);
+            let port = front.channel.port().0.to_string();
+            self.set(&folder, "event-channel", &port);
+        }
+        self.set(&vbd.front, "protocol", "x86_64-abi");
+        self.set(&vbd.front, "feature-persistent", "1");
+        self.set(&vbd.front, "state", "3");
     }
 
     pub(crate) fn front(&self) -> Plain<X86_64> {

@@ -114,7 +114,7 @@ fn explain(host: &Host, name: &str, error: anyhow::Error) -> anyhow::Error {
         let summary = DiskSummary::new(report, None);
         let failed = summary.read.errors + summary.write.errors + summary.flush.errors;
         if failed > 0 {
-            let reason = report.stats.host_error();
+            let reason = report.stats.sum().host_error();
             let reason = reason.map_or_else(String::new, |error| format!(" ({error})"));
             text = format!(
                 "{text}; {failed} requests failed on the image {}{reason}: see that its file \

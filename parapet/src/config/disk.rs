@@ -5,11 +5,16 @@
 //! /srv/guest.img,raw,xvda,rw                                   by position
 //! /srv/guest.img,,xvda                                         with defaults
 //! /srv/install.iso,,hdc,cdrom                                  with a flag
+//! /srv/guest.img,,xvda,iops=1000,bps=50M                       with limits, which are ours
 //! ```
 //!
+//! Four parameters are not xl's: `iops` and `bps` limit the operations and the bytes of a second,
+//! `iops-burst` and `bps-burst` what may be used at once after a pause (else a tenth of a second's
+//! worth). Numbers may end in `K`, `M`, `G` or `T`.
+//!
 //! What xl knows and there is nothing here to do it with is refused with the reason, and so are
-//! the forms that xl calls deprecated. Flags that are mere advice (`discard`, `direct-io-safe`,
-//! `trusted` and their opposites) are accepted and change nothing.
+//! the forms that xl calls deprecated. Flags that are mere advice (`direct-io-safe`, `trusted` and
+//! their opposites) are accepted and change nothing.
 //!
 //! Source: Xen's `docs/man/xl-disk-configuration.5`.
 
@@ -17,6 +22,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use parapet_blkback::image::{Spec, SpecError};
+use parapet_blkback::negotiation::Rates;
+use parapet_blkback::terms::Rate;
 use parapet_blkfront::vdev::{NotAVdev, Vdev};
 
 use super::nearest::Hint;
@@ -32,6 +39,10 @@ pub struct DiskConfig {
     pub format: DiskFormat,
     /// What it looks like to the guest.
     pub devtype: DeviceType,
+    /// Whether the guest is offered to discard what it does not need.
+    pub discard: bool,
+    /// How fast it may be used.
+    pub rates: Rates,
     /// The image: a path, `null:SIZE` or `memory:SIZE` (see [`Spec`]).
     pub target: String,
 }
@@ -144,7 +155,7 @@ const DEPRECATED: [&str; 15] = [
 ];
 
 /// Parameters and flags, for hints.
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 16] = [
     "target",
     "format",
     "vdev",
@@ -157,6 +168,10 @@ const KNOWN: [&str; 12] = [
     "no-discard",
     "specification",
     "trusted",
+    "iops",
+    "iops-burst",
+    "bps",
+    "bps-burst",
 ];
 
 /// The values as they stand in the text; empty ones count as given, and mean the default.
@@ -169,6 +184,11 @@ struct Parameters<'a> {
     devtype: Option<&'a str>,
     backend: Option<&'a str>,
     specification: Option<&'a str>,
+    discard: Option<&'a str>,
+    iops: Option<&'a str>,
+    iops_burst: Option<&'a str>,
+    bps: Option<&'a str>,
+    bps_burst: Option<&'a str>,
 }
 
 impl<'a> Parameters<'a> {
@@ -208,7 +228,12 @@ impl<'a> Parameters<'a> {
             ("backend", Some(value)) => once("backend", &mut self.backend, value),
             ("specification", Some(value)) => once("specification", &mut self.specification, value),
             ("cdrom", None) => once("devtype", &mut self.devtype, "cdrom"),
-            ("direct-io-safe" | "discard" | "no-discard" | "trusted" | "untrusted", None) => Ok(()),
+            ("iops", Some(value)) => once("iops", &mut self.iops, value),
+            ("iops-burst", Some(value)) => once("iops-burst", &mut self.iops_burst, value),
+            ("bps", Some(value)) => once("bps", &mut self.bps, value),
+            ("bps-burst", Some(value)) => once("bps-burst", &mut self.bps_burst, value),
+            (flag @ ("discard" | "no-discard"), None) => once("discard", &mut self.discard, flag),
+            ("direct-io-safe" | "trusted" | "untrusted", None) => Ok(()),
             (name, Some(_)) if is_a_name(name) => Err(DiskError::Unknown {
                 name: name.to_owned(),
                 hint: Hint::new(name, &KNOWN),
@@ -311,8 +336,46 @@ impl FromStr for DiskConfig {
             access,
             format,
             devtype,
+            discard: given.discard != Some("no-discard"),
+            rates: Rates {
+                operations: rate(("iops", given.iops), ("iops-burst", given.iops_burst))?,
+                bytes: rate(("bps", given.bps), ("bps-burst", given.bps_burst))?,
+            },
             target: target.to_owned(),
         })
+    }
+}
+
+/// A parameter that is a number, and what it says.
+type Given<'a> = (&'static str, Option<&'a str>);
+
+fn rate(per_second: Given<'_>, burst: Given<'_>) -> Result<Option<Rate>, DiskError> {
+    let rate = number(per_second)?.unwrap_or(0);
+    Ok(match (rate, number(burst)?) {
+        (0, None) => None,
+        (0, Some(_)) => return Err(value(per_second.0, "0", "given with a burst")),
+        (rate, burst) => Some(Rate::new(rate, burst)),
+    })
+}
+
+fn number((key, text): Given<'_>) -> Result<Option<u64>, DiskError> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let split = text.find(|c: char| !c.is_ascii_digit());
+    let (digits, unit) = text.split_at(split.unwrap_or(text.len()));
+    let unit = match unit {
+        "" => Some(1u64),
+        "K" => Some(1 << 10),
+        "M" => Some(1 << 20),
+        "G" => Some(1 << 30),
+        "T" => Some(1 << 40),
+        _ => None,
+    };
+    let number = digits.parse::<u64>().ok();
+    match number.zip(unit).and_then(|(n, unit)| n.checked_mul(unit)) {
+        Some(number) => Ok(Some(number)),
+        None => Err(value(key, text, "a number, which may end in K, M, G or T")),
     }
 }
 
@@ -352,6 +415,8 @@ impl fmt::Display for DiskConfig {
             access,
             format,
             devtype,
+            discard,
+            rates,
             target,
         } = self;
         let format = match format {
@@ -367,8 +432,17 @@ impl fmt::Display for DiskConfig {
         };
         write!(
             f,
-            "format={format}, vdev={vdev}, access={access}, {devtype}target={target}"
-        )
+            "format={format}, vdev={vdev}, access={access}, {devtype}"
+        )?;
+        if !discard {
+            f.write_str("no-discard, ")?;
+        }
+        for (key, rate) in [("iops", rates.operations), ("bps", rates.bytes)] {
+            if let Some(Rate { per_second, burst }) = rate {
+                write!(f, "{key}={per_second}, {key}-burst={burst}, ")?;
+            }
+        }
+        write!(f, "target={target}")
     }
 }
 
@@ -389,6 +463,8 @@ mod tests {
             access: DiskAccess::ReadWrite,
             format: DiskFormat::Raw,
             devtype: DeviceType::Disk,
+            discard: true,
+            rates: Rates::default(),
             target: "/dev/vg/guest-volume".into(),
         };
         for text in [
@@ -396,7 +472,7 @@ mod tests {
             "/dev/vg/guest-volume,raw,hda,rw",
             "format=raw, vdev=hda, access=rw, target=/dev/vg/guest-volume",
             "vdev=hda,/dev/vg/guest-volume",
-            "/dev/vg/guest-volume, vdev=hda, , w, no-discard, backend=0, specification=xen",
+            "/dev/vg/guest-volume, vdev=hda, , w, discard, backend=0, specification=xen",
             ",,hda,target=/dev/vg/guest-volume",
         ] {
             assert_eq!(parse(text), Ok(disk.clone()), "{text}");
@@ -406,6 +482,8 @@ mod tests {
             access: DiskAccess::ReadOnly,
             format: DiskFormat::Raw,
             devtype: DeviceType::Cdrom,
+            discard: true,
+            rates: Rates::default(),
             target: "/root/image.iso".into(),
         };
         for text in [
@@ -424,6 +502,18 @@ mod tests {
         assert_eq!(disk.target, "/a, b=c: d ");
         let disk = parse("vdev=xvda, target=raw:/x").unwrap();
         assert_eq!(disk.target, "raw:/x");
+    }
+
+    #[test]
+    fn limits_are_numbers_a_second_and_a_burst() {
+        let rate = |per_second, burst| Some(Rate { per_second, burst });
+        let disk = parse("/x,,xvda,iops=500,bps=2M,bps-burst=1K,no-discard").unwrap();
+        assert_eq!(disk.rates.operations, rate(500, 50));
+        assert_eq!(disk.rates.bytes, rate(2 << 20, 1 << 10));
+        assert!(!disk.discard);
+        assert_eq!(parse(&disk.to_string()), Ok(disk));
+        let disk = parse("/x,,xvda,iops=0,bps=").unwrap();
+        assert_eq!(disk.rates, Rates::default());
     }
 
     #[test]
@@ -462,6 +552,12 @@ mod tests {
             ("/x,,xvda,script=block-nbd", "no scripts"),
             ("/x,,xvda,specification=virtio", "no virtio"),
             ("/x,,xvda,colo", "replicated"),
+            ("/x,,xvda,discard,no-discard", "`discard` is given twice"),
+            ("/x,,xvda,iops=many", r#"`iops` is "many""#),
+            ("/x,,xvda,bps=-1", r#"`bps` is "-1""#),
+            ("/x,,xvda,bps=99999999999G", "a number"),
+            ("/x,,xvda,iops-burst=5", "given with a burst"),
+            ("/x,,xvda,iop=5", "did you mean `iops`?"),
         ] {
             let message = parse(text).unwrap_err().to_string();
             assert!(message.contains(fault), "{text}: {message}");

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 use parapet_blkback::image::{Access, SECTOR_SIZE};
+use parapet_blkback::negotiation::Rates;
 use parapet_blkback::report::{self, Report, Stage};
 use parapet_blkback::stats::Kind;
 use parapet_blkfront::vdev::Vdev;
@@ -56,12 +57,18 @@ pub struct VbdStatus {
     pub writes: Requests,
     /// Its flushes, with what they had to write.
     pub flushes: Requests,
+    /// Its discards.
+    pub discards: Requests,
+    /// How fast it may be used; nothing if there is no limit.
+    pub limits: Limits,
     /// Requests that asked for what cannot be.
     pub refused: u64,
     /// Notifications sent to the frontend.
     pub notifications: u64,
-    /// How often its queue went to sleep.
+    /// How often a queue of it went to sleep.
     pub sleeps: u64,
+    /// How often one had to wait because the limits were reached.
+    pub throttled: u64,
     /// Events that brought no request.
     pub spurious: u64,
     /// Grants that had to be mapped.
@@ -91,10 +98,36 @@ pub enum State {
 pub struct Connection {
     /// How slots are laid out, as `x86_64-abi`.
     pub protocol: String,
-    /// Pages in the ring.
+    /// How many queues there are.
+    pub queues: usize,
+    /// Pages in the ring of each.
     pub ring_pages: usize,
     /// Whether pages stay mapped between requests.
     pub persistent: bool,
+}
+
+/// How fast a disk may be used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Operations a second.
+    pub iops: Option<u64>,
+    /// Operations at once after a pause.
+    pub iops_burst: Option<u64>,
+    /// Bytes a second.
+    pub bytes: Option<u64>,
+    /// Bytes at once after a pause.
+    pub bytes_burst: Option<u64>,
+}
+
+impl From<Rates> for Limits {
+    fn from(rates: Rates) -> Self {
+        Limits {
+            iops: rates.operations.map(|rate| rate.per_second),
+            iops_burst: rates.operations.map(|rate| rate.burst),
+            bytes: rates.bytes.map(|rate| rate.per_second),
+            bytes_burst: rates.bytes.map(|rate| rate.burst),
+        }
+    }
 }
 
 /// Requests of one kind.
@@ -125,6 +158,7 @@ impl Status {
 impl VbdStatus {
     fn new(report: &Report) -> Self {
         let Report { vbd, stats, .. } = report;
+        let stats = stats.sum();
         let disk = report.disk.as_ref();
         VbdStatus {
             frontend: vbd.frontend.0,
@@ -143,9 +177,12 @@ impl VbdStatus {
             reads: Requests::new(&stats.reads),
             writes: Requests::new(&stats.writes),
             flushes: Requests::new(&stats.flushes),
+            discards: Requests::new(&stats.discards),
+            limits: report.rates.into(),
             refused: stats.refused.get(),
             notifications: stats.notifications.get(),
             sleeps: stats.sleeps.get(),
+            throttled: stats.throttled.get(),
             spurious: stats.spurious.get(),
             maps: stats.maps.get(),
             persistent_pages: stats.persistent_pages.get(),
@@ -154,7 +191,7 @@ impl VbdStatus {
 
     /// Requests that failed or were refused.
     fn errors(&self) -> u64 {
-        let kinds = [self.reads, self.writes, self.flushes];
+        let kinds = [self.reads, self.writes, self.flushes, self.discards];
         let failed: u64 = kinds.iter().map(|kind| kind.errors).sum();
         failed.saturating_add(self.refused)
     }
@@ -188,6 +225,7 @@ impl From<report::Connection> for Connection {
     fn from(connection: report::Connection) -> Self {
         Connection {
             protocol: connection.protocol.to_string(),
+            queues: connection.queues,
             ring_pages: connection.ring_pages,
             persistent: connection.persistent,
         }
@@ -206,9 +244,9 @@ impl Requests {
     }
 }
 
-const HEAD: [&str; 12] = [
+const HEAD: [&str; 13] = [
     "dom", "disk", "state", "image", "mode", "MiB", "reads", "MB", "writes", "MB", "flushes",
-    "errors",
+    "discards", "errors",
 ];
 /// The columns that are text, and so flush left.
 const TEXT: usize = 5;
@@ -234,6 +272,7 @@ impl fmt::Display for Status {
                 vbd.writes.requests.to_string(),
                 megabytes(vbd.writes),
                 vbd.flushes.requests.to_string(),
+                vbd.discards.requests.to_string(),
                 vbd.errors().to_string(),
             ]);
             if let Some(error) = &vbd.error {
@@ -279,9 +318,12 @@ mod tests {
             },
             writes: none,
             flushes: none,
+            discards: none,
+            limits: Limits::default(),
             refused: 2,
             notifications: 9,
             sleeps: 8,
+            throttled: 0,
             spurious: 7,
             maps: 6,
             persistent_pages: 5,
@@ -304,9 +346,9 @@ mod tests {
             vbds: vec![vbd, failed],
         };
         let expected = "\
-dom  disk  state      image       mode  MiB  reads   MB  writes   MB  flushes  errors
-5    xvda  connected  /srv/a.img  w       1     10  0.0       0  0.0        0       3
-5    xvdb  closed     -           -       -      0  0.0       0  0.0        0       0
+dom  disk  state      image       mode  MiB  reads   MB  writes   MB  flushes  discards  errors
+5    xvda  connected  /srv/a.img  w       1     10  0.0       0  0.0        0         0       3
+5    xvdb  closed     -           -       -      0  0.0       0  0.0        0         0       0
 domain 5 xvdb: no image
 ";
         assert_eq!(status.to_string(), expected);

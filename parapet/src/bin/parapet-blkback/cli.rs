@@ -56,10 +56,16 @@ struct Serve {
     #[arg(long, value_name = "LEVEL", value_parser = level())]
     log: Option<LevelFilter>,
 
-    /// How long a queue looks for requests before it sleeps, in microseconds: latency for
-    /// processor time.
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
-    poll: u64,
+    /// How long a queue may look for requests before it sleeps, in microseconds: latency for
+    /// processor time. It looks for less, or not at all, where that is of no use [default: 20; 0
+    /// if there is one processor only].
+    #[arg(long, value_name = "MICROSECONDS")]
+    poll: Option<u64>,
+
+    /// How many queues a disk may have, each with a ring of its own, of which the guest takes as
+    /// many as it likes [default: the number of processors, and at most 4].
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=64))]
+    queues: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -106,9 +112,15 @@ pub(crate) fn main() -> ExitCode {
     let outcome = match cli.command {
         None => {
             start_log(cli.serve.log);
+            let processors = std::thread::available_parallelism().map_or(1, usize::from);
+            let (poll, queues) = match processors {
+                1 => (0, 1),
+                several => (20, several.min(4) as u32),
+            };
             serve::serve(&Settings {
                 run_dir: cli.run_dir,
-                poll: Duration::from_micros(cli.serve.poll),
+                poll: Duration::from_micros(cli.serve.poll.unwrap_or(poll)),
+                queues: cli.serve.queues.unwrap_or(queues),
             })
         }
         Some(Command::Show(args)) => show(&cli.run_dir, args.json).map_err(Failure::Failed),

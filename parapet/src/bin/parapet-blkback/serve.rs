@@ -17,6 +17,7 @@ use crate::ready::{self, NotReady};
 pub(crate) struct Settings {
     pub(crate) run_dir: PathBuf,
     pub(crate) poll: Duration,
+    pub(crate) queues: u32,
 }
 
 impl From<NotReady> for Failure {
@@ -40,6 +41,7 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     // The other half is for what is mapped for a request alone, and for all else.
     let options = Options {
         poll: settings.poll,
+        queues: settings.queues,
         persistent_pages: ready::mappings(Path::new("/proc")).map(|most| most / 2),
     };
     let service = Service::new(place.clone(), store, options);

@@ -1,0 +1,344 @@
+//! What all queues of a disk have to keep to, and may change while they serve it: how large the
+//! disk is, and how fast it may be used.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parapet_hypervisor::seam::Instant;
+
+use crate::negotiation::Rates;
+
+/// The terms of one disk, which its queues share.
+#[derive(Debug)]
+pub struct Terms {
+    sectors: AtomicU64,
+    operations: Bucket,
+    bytes: Bucket,
+    /// How often the rates were set.
+    version: AtomicU64,
+}
+
+/// The turn of a queue that found a disk's rate used up. Each of several has a turn of its own, in
+/// the order in which they came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// When it is.
+    pub(crate) when: Instant,
+    /// Of the rates at that time.
+    version: u64,
+}
+
+/// Bytes that a queue pays for its turn, before it knows what it will take.
+const ADVANCE: u64 = 4096;
+
+impl Terms {
+    /// A disk of so many sectors, to be used as fast as it goes.
+    pub fn new(sectors: u64) -> Self {
+        Terms {
+            sectors: AtomicU64::new(sectors),
+            operations: Bucket::default(),
+            bytes: Bucket::default(),
+            version: AtomicU64::new(0),
+        }
+    }
+
+    /// How many sectors the disk has now.
+    #[inline]
+    pub fn sectors(&self) -> u64 {
+        self.sectors.load(Ordering::Relaxed)
+    }
+
+    /// Gives it another size. A request that was checked before is the image's to refuse.
+    pub(crate) fn set_sectors(&self, sectors: u64) {
+        self.sectors.store(sectors, Ordering::Relaxed);
+    }
+
+    /// Sets how fast the disk may be used.
+    pub fn set_rates(&self, rates: &Rates) {
+        let operations = self.operations.set(rates.operations);
+        let bytes = self.bytes.set(rates.bytes);
+        if operations || bytes {
+            self.version.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether there are rates to keep to.
+    #[inline]
+    pub(crate) fn are_limited(&self) -> bool {
+        self.operations.is_limited() || self.bytes.is_limited()
+    }
+
+    /// Takes a turn, if there is nothing left to use now. Its operation is paid for with that.
+    pub(crate) fn wait(&self, now: Instant) -> Option<Turn> {
+        if !self.operations.is_empty(now) && !self.bytes.is_empty(now) {
+            return None;
+        }
+        let when = self.operations.charge(now, 1);
+        Some(Turn {
+            when: when.max(self.bytes.charge(now, ADVANCE)),
+            version: self.version.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Whether a turn still counts: it does not once the rates are others.
+    pub(crate) fn honours(&self, turn: &Turn) -> bool {
+        self.version.load(Ordering::Relaxed) == turn.version
+    }
+
+    /// Takes note of a request of so many bytes that was taken, by one who had waited for its turn
+    /// or had not.
+    pub(crate) fn charge(&self, now: Instant, bytes: u64, turn: Option<Turn>) {
+        if turn.is_some() {
+            self.bytes.charge(now, bytes.saturating_sub(ADVANCE));
+        } else {
+            self.operations.charge(now, 1);
+            self.bytes.charge(now, bytes);
+        }
+    }
+}
+
+/// So many units a second, and so many at once after a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Units a second; at least one.
+    pub per_second: u64,
+    /// Units that may be used at once by one who did not use any for a while; at least one.
+    pub burst: u64,
+}
+
+/// The part of a second's units that may be used at once, if nobody says how many.
+const BURST_PART: u64 = 10;
+
+impl Rate {
+    /// So many units a second, which are some, and a burst of as many as are said, or of a tenth of
+    /// a second's worth.
+    pub fn new(per_second: u64, burst: Option<u64>) -> Self {
+        Rate {
+            per_second: per_second.max(1),
+            burst: burst.unwrap_or(per_second / BURST_PART).max(1),
+        }
+    }
+}
+
+/// Parts of a nanosecond in which a bucket counts: fine enough for a million units a second, and
+/// 36 years fit.
+const TICKS: u64 = 16;
+
+/// What a second is in that.
+const SECOND: u64 = TICKS * 1_000_000_000;
+
+/// A token bucket that many may use at once, without a lock.
+///
+/// It is told by the moment at which it will be full again: using a unit moves that moment on by
+/// what a unit takes to come back, and while it is farther away than all of the burst but one unit
+/// takes there is not even that one. What is used last may go below the bottom, so a request larger
+/// than the burst waits for no more than its turn, and everything after it waits longer.
+#[derive(Debug, Default)]
+struct Bucket {
+    /// Units a second; zero if there is no limit.
+    per_second: AtomicU64,
+    /// How long the burst takes to come back, all but one unit.
+    burst: AtomicU64,
+    full_at: AtomicU64,
+}
+
+/// How long so many units take to come back: at most for ever.
+fn time_of(units: u64, per_second: u64) -> u64 {
+    let ticks = (u128::from(units) * u128::from(SECOND)).div_ceil(per_second.max(1).into());
+    u64::try_from(ticks).unwrap_or(u64::MAX)
+}
+
+fn ticks(moment: Instant) -> u64 {
+    moment.as_nanos().saturating_mul(TICKS)
+}
+
+impl Bucket {
+    /// Sets the rate, and fills the bucket; false if that is the rate already.
+    fn set(&self, rate: Option<Rate>) -> bool {
+        let (per_second, burst) = match rate {
+            Some(rate) => {
+                let per_second = rate.per_second.max(1);
+                (
+                    per_second,
+                    time_of(rate.burst.saturating_sub(1), per_second),
+                )
+            }
+            None => (0, 0),
+        };
+        let rate_before = self.per_second.swap(per_second, Ordering::Relaxed);
+        let burst_before = self.burst.swap(burst, Ordering::Relaxed);
+        let differs = (rate_before, burst_before) != (per_second, burst);
+        if differs {
+            self.full_at.store(0, Ordering::Relaxed);
+        }
+        differs
+    }
+
+    #[inline]
+    fn is_limited(&self) -> bool {
+        self.per_second.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether there is nothing to use.
+    fn is_empty(&self, now: Instant) -> bool {
+        self.is_limited() && {
+            let full_at = self.full_at.load(Ordering::Relaxed);
+            self.empty_until(full_at) > ticks(now)
+        }
+    }
+
+    /// Until when there is nothing to use, if it is full at that moment.
+    fn empty_until(&self, full_at: u64) -> u64 {
+        full_at.saturating_sub(self.burst.load(Ordering::Relaxed))
+    }
+
+    /// Uses so many units. Says when they were there to use, which may be later than now.
+    fn charge(&self, now: Instant, units: u64) -> Instant {
+        let per_second = self.per_second.load(Ordering::Relaxed);
+        if per_second == 0 || units == 0 {
+            return now;
+        }
+        let time = time_of(units, per_second);
+        let from = ticks(now);
+        let used = |full_at: u64| Some(full_at.max(from).saturating_add(time));
+        let updated = self
+            .full_at
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, used);
+        // It never refuses.
+        let before = updated.unwrap_or_else(|full_at| full_at);
+        Instant::from_nanos(self.empty_until(before).div_ceil(TICKS)).max(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bucket(per_second: u64, burst: u64) -> Bucket {
+        let bucket = Bucket::default();
+        bucket.set(Some(Rate { per_second, burst }));
+        bucket
+    }
+
+    /// Uses units one by one as soon as there are some, until `end`. How many.
+    fn use_up(bucket: &Bucket, from: Instant, end: Instant, units: u64) -> u64 {
+        let (mut now, mut used) = (from, 0);
+        loop {
+            now = bucket.charge(now, units);
+            if now >= end {
+                return used;
+            }
+            used += units;
+        }
+    }
+
+    #[test]
+    fn a_burst_goes_at_once_and_then_it_is_the_rate() {
+        let start = Instant::from_nanos(77_000_000_000);
+        let second = |n: u64| Instant::from_nanos(start.as_nanos() + n * 1_000_000_000);
+        let bucket = bucket(1000, 50);
+        let mut at_once = 0;
+        while !bucket.is_empty(start) {
+            bucket.charge(start, 1);
+            at_once += 1;
+        }
+        assert_eq!(at_once, 50);
+        let used = use_up(&bucket, start, second(10), 1);
+        assert!((9_999..=10_001).contains(&used), "{used}");
+        // After a pause the burst is back, and no more than that.
+        let used = use_up(&bucket, second(100), second(101), 1);
+        assert!((1_049..=1_051).contains(&used), "{used}");
+    }
+
+    #[test]
+    fn a_unit_larger_than_the_burst_is_paid_for_afterwards() {
+        let bucket = bucket(1 << 20, 4096);
+        let start = Instant::from_nanos(1);
+        let end = Instant::from_nanos(10_000_000_001);
+        let used = use_up(&bucket, start, end, 1 << 20);
+        assert!((10 << 20..=11 << 20).contains(&used), "{used}");
+    }
+
+    #[test]
+    fn rates_that_do_not_fit_a_tick_are_kept_all_the_same() {
+        let bucket = bucket(1_500_000, 100);
+        let second = Instant::from_nanos(1_000_000_000);
+        let used = use_up(&bucket, Instant::default(), second, 1);
+        assert!(used.abs_diff(1_500_000) < 1_000, "{used}");
+    }
+
+    #[test]
+    fn another_rate_forgets_what_was_used_and_the_same_does_not() {
+        let terms = Terms::new(8);
+        let rates = |per_second| Rates {
+            operations: Some(Rate {
+                per_second,
+                burst: 1,
+            }),
+            bytes: None,
+        };
+        let now = Instant::from_nanos(5);
+        assert!(!terms.are_limited());
+        terms.set_rates(&rates(1));
+        assert!(terms.are_limited());
+        terms.charge(now, u64::MAX, None);
+        terms.set_rates(&rates(1));
+        let turn = terms.wait(now).unwrap();
+        assert!(turn.when > now && terms.honours(&turn));
+        terms.set_rates(&rates(2));
+        assert!(!terms.honours(&turn));
+        assert_eq!(terms.wait(now), None);
+        terms.charge(now, 0, None);
+        assert!(terms.wait(now).is_some());
+        terms.set_rates(&Rates::default());
+        assert_eq!(terms.wait(now), None);
+    }
+
+    #[test]
+    fn queues_that_wait_have_their_turns_one_after_the_other() {
+        let terms = Terms::new(8);
+        let rate = |per_second| Rate {
+            per_second,
+            burst: 1,
+        };
+        terms.set_rates(&Rates {
+            operations: Some(rate(1000)),
+            bytes: Some(rate(1 << 30)),
+        });
+        let now = Instant::from_nanos(1_000_000_000);
+        terms.charge(now, 4096, None);
+        let turns: Vec<_> = (0..4).map(|_| terms.wait(now).unwrap().when).collect();
+        for (at, when) in turns.iter().enumerate() {
+            let after = when.since(now).as_micros();
+            assert!(
+                after.abs_diff(1000 * (at as u128 + 1)) < 10,
+                "{at}: {after}"
+            );
+        }
+        // A turn is paid for: whoever takes its request then does not pay again.
+        let turn = terms.wait(now);
+        terms.charge(now, 4096, turn);
+        let next = terms.wait(now).unwrap().when;
+        assert!(next.since(now).as_micros().abs_diff(6000) < 10);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_wraps_whatever_is_asked_for(
+            per_second in any::<u64>(), burst in any::<u64>(),
+            steps in proptest::collection::vec((any::<u64>(), any::<u64>()), 1..20)
+        ) {
+            let bucket = bucket(per_second, burst);
+            let mut full_at = 0;
+            for (now, units) in steps {
+                let now = Instant::from_nanos(now);
+                bucket.charge(now, units);
+                let after = bucket.full_at.load(Ordering::Relaxed);
+                prop_assert!(after >= full_at, "it is never full the sooner");
+                full_at = after;
+                let _ = bucket.is_empty(now);
+            }
+        }
+    }
+}
