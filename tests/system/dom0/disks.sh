@@ -164,3 +164,24 @@ stop_io() {
     in_guest "$1" "rm /tmp/io; while pgrep dd; do sleep 0.1; done >/dev/null"
     refuse "the guest saw an error" in_guest "$1" "grep -v records /tmp/background.log"
 }
+
+## negotiated GUEST VDEV   what the guest's own kernel says that it agreed on with our backend
+negotiated() { grep -o "blkfront: $2: .*" "/results/console/guest-$1.log" | tr -d '\r'; }
+
+## uses_every_feature GUEST VDEV FILE   of a disk with two queues: as the guest's own kernel has it
+uses_every_feature() {
+    for _feature in "flush diskcache" "persistent grants" "indirect descriptors"; do
+        check "the guest's kernel says so: $_feature" sh -c "echo '$(negotiated "$1" "$2")' | grep -q '$_feature: enabled'"
+    done
+    expect "queues of $2" "$(in_guest "$1" "ls /sys/block/$2/mq | wc -l")" = 2
+    expect "sectors of one request of $2" "$(in_guest "$1" "cat /sys/block/$2/queue/max_segments")" -gt 11
+    expect "what can be discarded at once" "$(in_guest "$1" "cat /sys/block/$2/queue/discard_max_bytes")" -gt 0
+    reads_and_writes "$1" "$2" "$3"
+    expect "room that $3 takes" "$(stat -c %b "$3")" -gt 0
+    check "discard all of $2" in_guest "$1" "blkdiscard /dev/$2"
+    expect "room that $3 takes then" "$(stat -c %b "$3")" = 0
+    expect "what $2 holds then" "$(sum_in "$1" "/dev/$2")" = "$(sum "$3")"
+}
+
+## has_sectors GUEST VDEV COUNT   whether the guest knows of so many; for wait_for
+has_sectors() { [ "$(in_guest "$1" "cat /sys/block/$2/size")" = "$3" ]; }

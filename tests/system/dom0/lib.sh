@@ -88,14 +88,14 @@ guest() {
     guest_is_up "$1"
 }
 
-## create_guest NAME pv|pvh [LINE...]   as guest, without waiting
+## create_guest NAME pv|pvh [LINE...]   as guest, without waiting; VCPUS says how many it has
 create_guest() {
     _guest=$1
     {
         printf 'name = "%s"\ntype = "%s"\n' "$1" "$2"
         printf 'kernel = "/images/guest.vmlinuz"\nramdisk = "/images/guest.cpio"\n'
         printf 'extra = "console=hvc0 quiet loglevel=4 mitigations=off"\n'
-        printf 'memory = 128\nvcpus = 1\non_crash = "destroy"\non_reboot = "destroy"\n'
+        printf 'memory = 128\nvcpus = %d\non_crash = "destroy"\non_reboot = "destroy"\n' "${VCPUS:-1}"
         shift 2
         [ $# = 0 ] || printf '%s\n' "$@"
     } >"/run/guests/$_guest.cfg"
