@@ -30,6 +30,8 @@ pub(crate) enum Medium {
     File,
     /// A file in memory.
     Tmpfs,
+    /// Overlays of one file on a real file system.
+    Overlay,
 }
 
 /// One line of the benchmark: a workload in a placement.
@@ -54,6 +56,7 @@ impl report::Row for Row {
             Medium::Null => "null",
             Medium::File => "file",
             Medium::Tmpfs => "tmpfs",
+            Medium::Overlay => "overlay",
         };
         let pattern = match self.pattern {
             Pattern::Random => "randread",
@@ -147,6 +150,10 @@ pub(crate) fn rows() -> Vec<Row> {
         placement: same_core,
     });
     rows.extend([1, 32].map(|depth| random(Medium::Tmpfs, depth, same_core)));
+    rows.extend([2, 64].map(|guests| Row {
+        guests,
+        ..random(Medium::Overlay, 4, Placement::SplitEvented)
+    }));
     rows
 }
 
@@ -254,7 +261,7 @@ pub(crate) fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report<
     let progress = report::progress(rows.len())?;
     let mut reports = Vec::new();
     for row in rows {
-        let disk = match images.disk(row.medium)? {
+        let disk = match images.disk(&row)? {
             Ok(disk) => disk,
             Err(reason) => {
                 notes.push(format!("{}: skipped, {reason}", row.name()));
@@ -375,10 +382,16 @@ impl<'a> Images<'a> {
     ///
     /// # Errors
     /// There is no room where the caller wanted the image.
-    fn disk(&mut self, medium: Medium) -> Result<Result<Disk, String>> {
-        match medium {
+    fn disk(&mut self, row: &Row) -> Result<Result<Disk, String>> {
+        match row.medium {
             Medium::Null => Ok(Ok(Disk::Null { size: 1 << 30 })),
             Medium::File => image(&mut self.file, &self.options.dir, self.options.size).map(Ok),
+            Medium::Overlay => {
+                let (dir, size) = (&self.options.dir, self.options.size);
+                made(&mut self.file, dir, size)?
+                    .overlays(row.guests)
+                    .map(Ok)
+            }
             Medium::Tmpfs => {
                 let shm = Path::new("/dev/shm");
                 if !is_tmpfs(shm) {
@@ -394,12 +407,17 @@ impl<'a> Images<'a> {
 }
 
 /// The disk of an image that is made if it is not there yet.
-fn image(made: &mut Option<Image>, dir: &Path, size: u64) -> Result<Disk> {
-    let image = match made.take() {
+fn image(image: &mut Option<Image>, dir: &Path, size: u64) -> Result<Disk> {
+    Ok(made(image, dir, size)?.disk())
+}
+
+/// An image, which is made if it is not there yet.
+fn made<'a>(image: &'a mut Option<Image>, dir: &Path, size: u64) -> Result<&'a mut Image> {
+    let there = match image.take() {
         Some(image) => image,
         None => Image::create(dir, size)?,
     };
-    Ok(made.insert(image).disk())
+    Ok(image.insert(there))
 }
 
 #[cfg(test)]

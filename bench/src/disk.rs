@@ -4,6 +4,7 @@ use crate::workload::Disk;
 use anyhow::{Context, Result, bail};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
+use parapet_blkback::image::qcow2::{self, Backed};
 use std::env;
 use std::fs::File;
 use std::io::Write;
@@ -42,6 +43,33 @@ impl Image {
             _folder: folder,
             path,
             size,
+        })
+    }
+
+    /// Makes so many overlays of it, beside it: again if there were some.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub(crate) fn overlays(&self, count: usize) -> Result<Disk> {
+        let mut paths = Vec::new();
+        for number in 0..count {
+            let path = self.path.with_file_name(format!("overlay-{number}.qcow2"));
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(&path)?;
+            let backed = Backed {
+                name: "disk.img".into(),
+                format: "raw".into(),
+            };
+            qcow2::create(&file, self.size, Some(backed))?;
+            paths.push(path);
+        }
+        Ok(Disk::Overlays {
+            paths,
+            size: self.size,
         })
     }
 

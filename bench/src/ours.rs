@@ -19,6 +19,7 @@ use parapet_hypervisor::memory::PAGE_SIZE;
 use parapet_hypervisor::seam::prelude::*;
 use parapet_hypervisor::seam::{Access, yield_now};
 use parapet_ring::Peer;
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -70,10 +71,17 @@ impl Contender for Halves {
         let dom0 = domain("backend", usize::from(!same))?;
 
         let polls = placement.polls();
-        let image = image(&workload.disk)?.open(ImageAccess::ReadOnly)?;
+        let shared = match workload.disk {
+            Disk::Overlays { .. } => None,
+            _ => Some(image(&workload.disk, 0)?),
+        };
         let (result, counted) = mpsc::channel();
         for number in 0..workload.guests {
             let guest = domain(&format!("frontend-{number}"), 0)?;
+            let image = match &shared {
+                Some(image) => Arc::clone(image),
+                None => image(&workload.disk, number)?,
+            };
             for lane in 0..workload.queues {
                 let mut queue = GuestQueue::new(&guest, &dom0, workload, polls)?;
                 let back = back(&dom0, &guest, &mut queue, Arc::clone(&image), polls)?;
@@ -130,15 +138,20 @@ fn back(
     })?)
 }
 
-fn image(disk: &Disk) -> Result<Spec> {
-    let text = match disk {
-        Disk::Null { size } => format!("null:{size}"),
-        Disk::File { path, .. } => path
-            .to_str()
-            .context("the image's name is not UTF-8")?
-            .to_owned(),
+/// The image of a guest's disk.
+fn image(disk: &Disk, guest: usize) -> Result<Arc<ImageOf<Domain>>> {
+    let name = |path: &Path| path.to_str().map(str::to_owned);
+    let (text, access) = match disk {
+        Disk::Null { size } => (Some(format!("null:{size}")), ImageAccess::ReadOnly),
+        Disk::File { path, .. } => (name(path), ImageAccess::ReadOnly),
+        Disk::Overlays { paths, .. } => {
+            let path = paths.get(guest).context("an overlay for each guest")?;
+            let text = name(path).map(|path| format!("overlay:{path}"));
+            (text, ImageAccess::ReadWrite)
+        }
     };
-    Ok(text.parse()?)
+    let spec: Spec = text.context("the image's name is not UTF-8")?.parse()?;
+    Ok(spec.open(access)?)
 }
 
 /// The frontend's queue with a buffer for each slot of the workload.

@@ -19,12 +19,19 @@ pub(crate) enum Disk {
         /// Bytes.
         size: u64,
     },
+    /// A qcow2 overlay for each guest, with nothing in it yet, on one raw image that is as a file.
+    Overlays {
+        /// One a guest.
+        paths: Vec<PathBuf>,
+        /// Bytes.
+        size: u64,
+    },
 }
 
 impl Disk {
     pub(crate) fn size(&self) -> u64 {
         match self {
-            Disk::Null { size } | Disk::File { size, .. } => *size,
+            Disk::Null { size } | Disk::File { size, .. } | Disk::Overlays { size, .. } => *size,
         }
     }
 }

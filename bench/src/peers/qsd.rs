@@ -37,7 +37,7 @@ impl Contender for StorageDaemon {
     }
 
     fn serves(&self, workload: &Workload, _: Placement) -> bool {
-        workload.guests == 1
+        workload.guests == 1 && !matches!(workload.disk, Disk::Overlays { .. })
     }
 
     fn run(&mut self, workload: &Workload, placement: Placement, cores: Cores) -> Result<Sample> {
@@ -114,6 +114,8 @@ fn block_devices(disk: &Disk) -> Vec<String> {
             ),
             "driver=raw,node-name=n0,file=f0".to_owned(),
         ],
+        // Each guest's own: it is asked for one disk.
+        Disk::Overlays { .. } => Vec::new(),
     };
     nodes
         .into_iter()
