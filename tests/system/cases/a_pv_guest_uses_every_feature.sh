@@ -1,4 +1,5 @@
 # A stock PV guest has queues, persistent grants, indirect segments, flush and discard, and sees its disk grow.
+BLKBACK_OPTIONS='--queues 2'
 blkback
 known_disk features 8
 VCPUS=2

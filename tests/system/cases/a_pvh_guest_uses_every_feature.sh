@@ -1,5 +1,6 @@
 # A stock PVH guest has queues, persistent grants, indirect segments, flush and discard, and sees its disk grow.
 # machine: pvh
+BLKBACK_OPTIONS='--queues 2'
 blkback
 known_disk features 8
 VCPUS=2

@@ -2,9 +2,10 @@
 # The words of cases about disks, on top of those of lib.sh. The lines that begin with ## are the
 # reference.
 
-## blkback [VARIABLE=VALUE...]   starts our backend, and waits until it serves
+## blkback [VARIABLE=VALUE...]   starts our backend with $BLKBACK_OPTIONS, and waits until it serves
 blkback() {
-    daemon blkback env "$@" parapet-blkback --log debug
+    # shellcheck disable=SC2086 # they are words
+    daemon blkback env "$@" parapet-blkback --log debug ${BLKBACK_OPTIONS:-}
     wait_for 30 "our backend serves" parapet-blkback status
 }
 
@@ -170,6 +171,8 @@ negotiated() { grep -o "blkfront: $2: .*" "/results/console/guest-$1.log" | tr -
 
 ## uses_every_feature GUEST VDEV FILE   of a disk with two queues: as the guest's own kernel has it
 uses_every_feature() {
+    # What the kernel has said comes after the next command's output.
+    in_guest "$1" "until [ -b /dev/$2 ]; do sleep 0.1; done"
     for _feature in "flush diskcache" "persistent grants" "indirect descriptors"; do
         check "the guest's kernel says so: $_feature" sh -c "echo '$(negotiated "$1" "$2")' | grep -q '$_feature: enabled'"
     done
