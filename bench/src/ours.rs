@@ -6,6 +6,7 @@ use crate::measure::{Counted, CpuScope, Queue, Sample, closed_loop, together};
 use crate::placement::{Cores, Placement};
 use crate::workload::{Disk, Workload};
 use anyhow::{Context, Result, anyhow, bail};
+use parapet_blkback::device::POLL;
 use parapet_blkback::grants::PERSISTENT_PAGES;
 use parapet_blkback::image::{Access as ImageAccess, Spec};
 use parapet_blkback::limit::Limit;
@@ -13,7 +14,7 @@ use parapet_blkback::queue::{ImageOf, Queue as Back, QueueSetup};
 use parapet_blkback::request::X86_64;
 use parapet_blkback::stats::QueueStats;
 use parapet_blkback::terms::Terms;
-use parapet_blkfront::{Buffer, Direction, MAX_REQUEST, Queue as Front};
+use parapet_blkfront::{Buffer, Direction, Queue as Front};
 use parapet_hypervisor::loopback::{Config, Domain, DomainConfig, Hypervisor, Idle};
 use parapet_hypervisor::memory::PAGE_SIZE;
 use parapet_hypervisor::seam::prelude::*;
@@ -84,7 +85,7 @@ impl Contender for Halves {
             };
             for lane in 0..workload.queues {
                 let mut queue = GuestQueue::new(&guest, &dom0, workload, polls)?;
-                let back = back(&dom0, &guest, &mut queue, Arc::clone(&image), polls)?;
+                let back = back(&dom0, &guest, &mut queue, Arc::clone(&image), placement)?;
                 let backend_result = result.clone();
                 dom0.run(async move |_| {
                     if let Err(error) = back.run(std::future::pending()).await {
@@ -118,7 +119,7 @@ fn back(
     guest: &Domain,
     queue: &mut GuestQueue,
     image: Arc<ImageOf<Domain>>,
-    polls: bool,
+    placement: Placement,
 ) -> Result<Back<Domain, X86_64>> {
     let stats = Arc::new(QueueStats::default());
     queue.stats = Arc::clone(&stats);
@@ -132,7 +133,12 @@ fn back(
         image,
         discard: None,
         persistent: PERSISTENT_PAGES,
-        poll: if polls { FOR_EVER } else { Duration::ZERO },
+        poll: match placement {
+            Placement::SplitPolling => FOR_EVER,
+            // What the daemon has by itself: none if there is one processor.
+            Placement::SplitEvented => POLL,
+            Placement::SameCore => Duration::ZERO,
+        },
         stats,
         complaints: Limit::new("the benchmark"),
     })?)
@@ -159,8 +165,6 @@ struct GuestQueue {
     front: Front<Domain>,
     buffers: Vec<Buffer<Domain>>,
     block: usize,
-    /// Requests that the read of a slot still waits for: a read that no request can hold is split.
-    pieces: Vec<usize>,
     polls: bool,
     notifications: u64,
     stats: Arc<QueueStats>,
@@ -170,9 +174,10 @@ impl GuestQueue {
     fn new(guest: &Domain, dom0: &Domain, workload: &Workload, polls: bool) -> Result<Self> {
         let block = workload.block as usize;
         // 32 requests fit the first page of a ring, and twice as many twice the pages.
-        let slots = workload.depth * block.div_ceil(MAX_REQUEST);
-        let front = Front::new(guest, dom0.domid(), slots.div_ceil(32).next_power_of_two())?;
+        let ring = workload.depth.div_ceil(32).next_power_of_two();
+        let mut front = Front::new(guest, dom0.domid(), ring)?;
         let pages = block.div_ceil(PAGE_SIZE);
+        front.allow_segments(guest, pages)?;
         let buffers = (0..workload.depth)
             .map(|_| Buffer::new(guest, dom0.domid(), pages))
             .collect::<Result<_, _>>()?;
@@ -180,7 +185,6 @@ impl GuestQueue {
             front,
             buffers,
             block,
-            pieces: vec![0; workload.depth],
             polls,
             notifications: 0,
             stats: Arc::default(),
@@ -190,11 +194,7 @@ impl GuestQueue {
     fn take(&mut self, done: &mut Vec<usize>) -> Result<()> {
         while let Some(completion) = self.front.complete()? {
             completion.result?;
-            let slot = completion.token as usize;
-            self.pieces[slot] -= 1;
-            if self.pieces[slot] == 0 {
-                done.push(slot);
-            }
+            done.push(completion.token as usize);
         }
         Ok(())
     }
@@ -202,16 +202,9 @@ impl GuestQueue {
 
 impl Queue for GuestQueue {
     fn submit(&mut self, slot: usize, offset: u64) -> Result<()> {
-        let mut from = 0;
-        while from < self.block {
-            let to = (from + MAX_REQUEST).min(self.block);
-            let sector = (offset + from as u64) / 512;
-            let buffer = &self.buffers[slot];
-            self.front
-                .submit(slot as u64, Direction::Read, sector, buffer, from..to)?;
-            self.pieces[slot] += 1;
-            from = to;
-        }
+        let (sector, buffer) = (offset / 512, &self.buffers[slot]);
+        self.front
+            .submit(slot as u64, Direction::Read, sector, buffer, 0..self.block)?;
         Ok(())
     }
 
@@ -238,7 +231,7 @@ impl Queue for GuestQueue {
                 self.take(done)?;
             }
         }
-        if self.front.capacity() < self.pieces.len() {
+        if self.front.capacity() < self.buffers.len() {
             bail!("the ring is smaller than the workload's depth");
         }
         Ok(())

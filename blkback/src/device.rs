@@ -49,6 +49,10 @@ use crate::turns::Turns;
 use connection::Changes;
 use upkeep::Upkeep;
 
+/// How long a queue may look for requests where the frontend runs on another processor: longer than
+/// two wake-ups across processors of a virtual machine, or it would never find any there.
+pub const POLL: Duration = Duration::from_micros(100);
+
 /// How all disks are served.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {

@@ -138,6 +138,9 @@ pub struct Queue<P: Backend, L: Layout> {
     waiting: Vec<Job<Buffer<P::Mapping>>>,
     /// Whether the image was given jobs since it was last kicked.
     unkicked: bool,
+    /// What was over as soon as it was begun, and since when it was asked for: the clock is read
+    /// once for all of a batch, when the frontend is told.
+    at_once: Vec<(Does, Instant)>,
     /// Responses that were made since the last were published.
     unpublished: bool,
     polling: Polling,
@@ -304,6 +307,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             deferred: Vec::new(),
             waiting: Vec::new(),
             unkicked: false,
+            at_once: Vec::with_capacity(slots as usize),
             unpublished: false,
             polling: Polling::new(poll),
             stats,
@@ -427,6 +431,13 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         if self.unpublished {
             // Before the frontend learns that it may end its grants.
             self.pool.settle();
+            if !self.at_once.is_empty() {
+                let now = self.place.now();
+                for (does, since) in self.at_once.drain(..) {
+                    let kind = does.counted_in(&self.stats);
+                    kind.latencies.record(now.since(since));
+                }
+            }
             self.unpublished = false;
             let ring = &mut self.ring;
             let notify = match &mut self.log {
@@ -735,10 +746,12 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         let kind = request.does.counted_in(&self.stats);
         match result {
             Ok(()) => {
-                let now = now.unwrap_or_else(|| self.place.now());
                 kind.operations.add(1);
                 kind.bytes.add(request.sectors.bytes());
-                kind.latencies.record(now.since(request.since));
+                match now {
+                    Some(now) => kind.latencies.record(now.since(request.since)),
+                    None => self.at_once.push((request.does, request.since)),
+                }
                 self.respond(tag, Status::OKAY);
             }
             Err(error) => {

@@ -10,6 +10,7 @@ use clap_complete::Shell;
 use log::LevelFilter;
 use parapet::daemon::blkback::{NAME, Status};
 use parapet::daemon::{Failure, ask, completions, exit, level, manual, start_log};
+use parapet_blkback::device::POLL;
 
 use crate::serve::{self, Settings};
 
@@ -57,7 +58,7 @@ struct Serve {
     log: Option<LevelFilter>,
 
     /// How long a queue may look for requests before it sleeps, in microseconds: latency for
-    /// processor time. It looks for less, or not at all, where that is of no use [default: 20; 0
+    /// processor time. It looks for less, or not at all, where that is of no use [default: 100; 0
     /// if there is one processor only].
     #[arg(long, value_name = "MICROSECONDS")]
     poll: Option<u64>,
@@ -114,12 +115,12 @@ pub(crate) fn main() -> ExitCode {
             start_log(cli.serve.log);
             let processors = std::thread::available_parallelism().map_or(1, usize::from);
             let (poll, queues) = match processors {
-                1 => (0, 1),
-                several => (20, several.min(4) as u32),
+                1 => (Duration::ZERO, 1),
+                several => (POLL, several.min(4) as u32),
             };
             serve::serve(&Settings {
                 run_dir: cli.run_dir,
-                poll: Duration::from_micros(cli.serve.poll.unwrap_or(poll)),
+                poll: cli.serve.poll.map_or(poll, Duration::from_micros),
                 queues: cli.serve.queues.unwrap_or(queues),
             })
         }
