@@ -335,6 +335,43 @@ fn an_image_that_grows_shows_zeroes_and_not_its_base() {
 }
 
 #[test]
+fn what_was_cut_off_is_not_there_when_an_image_grows_again() {
+    let folder = Folder::new();
+    let path = folder.create("a", 1 << 20, None);
+    let image = open(&path, Trust::Nothing);
+    let image: &dyn Image<Memory> = &image;
+    let mut queue = open_queue(image);
+    let all = Sectors {
+        first: 0,
+        count: 2048,
+    };
+    for piece in 0..16 {
+        write(&mut queue, piece * 128, &vec![9; 1 << 16]).unwrap();
+    }
+    // Within a cluster.
+    image.resize(1000).unwrap();
+    image.resize(2048).unwrap();
+    let mut expected = vec![0; 1 << 20];
+    expected[..512_000].fill(9);
+    assert!(read(&mut queue, all).unwrap() == expected);
+    drop(queue);
+}
+
+#[test]
+fn no_image_is_larger_than_one_that_can_be_opened() {
+    let folder = Folder::new();
+    let file = File::create_new(folder.path("new")).unwrap();
+    qcow2::create(&file, 1 << 62, None).unwrap_err();
+    let path = folder.create("a", 1 << 20, None);
+    let image = open(&path, Trust::Nothing);
+    let image: &dyn Image<Memory> = &image;
+    image.resize((2 << 50) / 512 + 1).unwrap_err();
+    assert_eq!(image.sectors(), 2048);
+    image.resize((2 << 50) / 512).unwrap();
+    assert_eq!(qcow2::info(&path).unwrap().header.bytes, 2 << 50);
+}
+
+#[test]
 fn a_base_is_opened_only_if_that_was_asked_for() {
     let folder = Folder::new();
     fs::create_dir(folder.path("images")).unwrap();

@@ -17,6 +17,7 @@ use super::super::lock::Locked;
 use super::super::opening::Opening;
 use super::super::{Access, OpenError};
 use super::header::{Backing, Header, HeaderError, MAX_CLUSTER, MIN_CLUSTER, extent};
+use super::recount::recount;
 
 /// A disk in some format, as imago gives access to it.
 pub(super) type Layer = FormatAccess<imago::file::File>;
@@ -72,6 +73,13 @@ pub(super) struct Base {
 type Key = (u64, u64, Format);
 static BASES: LazyLock<Mutex<HashMap<Key, Weak<Base>>>> = LazyLock::new(Mutex::default);
 
+impl Base {
+    /// How much there is to show.
+    pub(super) fn bytes(&self) -> u64 {
+        self.layer.size()
+    }
+}
+
 impl Top {
     /// Opens the image at `path`, without what is behind it if `alone`.
     pub(super) fn open(
@@ -84,6 +92,16 @@ impl Top {
         let (file, _) = opening.file(false)?;
         let file = opening.lock(file)?;
         let header = read_header(path, file.file())?;
+        if access == Access::ReadWrite {
+            match recount(file.file(), &header) {
+                Ok(0) => {}
+                Ok(found) => log::warn!(
+                    "{}: {found} clusters in use were not counted, as whoever wrote it was killed",
+                    path.display()
+                ),
+                Err(error) => return Err(unsound(path, &error.to_string())),
+            }
+        }
         let base = match &header.backing {
             Some(backing) if !alone => {
                 Some(Chain::new(path, file.file(), trust)?.open(path, backing)?)
@@ -372,4 +390,43 @@ impl Chain {
 fn bases() -> std::sync::MutexGuard<'static, HashMap<Key, Weak<Base>>> {
     // Whole at all times.
     BASES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// What a kill leaves behind in the middle of a write: imago has not written all that it keeps.
+    #[test]
+    fn what_is_in_use_is_not_given_away_after_a_kill() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, copy) = (folder.path().join("a"), folder.path().join("copy"));
+        super::super::create(&File::create_new(&path).unwrap(), 4 << 30, None).unwrap();
+        let open = |path: &Path| Top::open(path, Access::ReadWrite, &Trust::Nothing, true).unwrap();
+        let top = open(&path);
+        top.layer.write(&[1; 4096][..], 0).unwrap();
+        top.layer.flush().unwrap();
+        // The first in the reach of another L2 table.
+        top.layer.write(&[2; 4096][..], 1 << 30).unwrap();
+        std::fs::copy(&path, &copy).unwrap();
+        drop(top);
+
+        let top = open(&copy);
+        for cluster in 1..4 {
+            top.layer.write(&[3; 65536][..], cluster << 16).unwrap();
+        }
+        top.layer.write(&[4; 4096][..], 1 << 30).unwrap();
+        top.layer.flush().unwrap();
+        drop(top);
+        let mut read = [0; 4096];
+        let top = open(&copy);
+        top.layer.read(&mut read[..], 1 << 30).unwrap();
+        assert_eq!(read, [4; 4096]);
+        drop(top);
+        let check = Command::new("qemu-img").arg("check").arg(&copy).output();
+        let check = check.unwrap();
+        assert!(check.status.success(), "{check:?}");
+    }
 }

@@ -152,6 +152,16 @@ pub fn extent(start: &[u8]) -> Result<usize, HeaderError> {
     }
 }
 
+/// How many bytes of disk an entry of the L1 table stands for, in clusters of 2^`cluster_bits`.
+const fn l2_reach(cluster_bits: u32) -> u64 {
+    1 << (2 * cluster_bits - 3)
+}
+
+/// The largest disk that there can be in clusters of 2^`cluster_bits`.
+pub(super) const fn most_bytes(cluster_bits: u32) -> u64 {
+    (MAX_L1 / 8).saturating_mul(l2_reach(cluster_bits))
+}
+
 impl Header {
     /// Checks the first cluster of an image that is `file` bytes long.
     ///
@@ -210,7 +220,7 @@ impl Header {
 
     /// How many bytes of disk an entry of the L1 table stands for.
     pub fn l2_reach(&self) -> u64 {
-        1 << (2 * self.cluster_bits - 3)
+        l2_reach(self.cluster_bits)
     }
 
     fn check_tables(&self, file: u64) -> Result<(), HeaderError> {

@@ -17,7 +17,7 @@ use super::super::lock::Locked;
 use super::super::opening::Opening;
 use super::super::{Access, OpenError};
 use super::chain::{Base, Layer, Top, Trust, backing_file, read_header};
-use super::header::Header;
+use super::header::{self, Header};
 use super::snapshots::{self, Snapshot};
 use super::{allocated, whole_clusters, write_zeroes};
 
@@ -38,6 +38,10 @@ pub struct Backed {
 /// # Errors
 /// The host's.
 pub fn create(file: &File, bytes: u64, backed: Option<Backed>) -> io::Result<()> {
+    // In clusters of 64 KiB, as they will be.
+    if bytes > header::most_bytes(16) {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
     let storage: imago::file::File = file.try_clone()?.try_into()?;
     let mut builder = Qcow2::<_, Layer>::create_builder(storage).size(bytes);
     if let Some(Backed { name, format }) = backed {

@@ -19,6 +19,7 @@
 mod chain;
 pub mod header;
 mod make;
+mod recount;
 mod settle;
 pub mod snapshots;
 
@@ -165,12 +166,21 @@ impl Core {
 
     fn resize(&self, bytes: u64) -> io::Result<()> {
         let mut top = self.top_alone();
-        // What the backing file has behind the old end must not show.
-        let mode = match top.base {
-            Some(_) => PreallocateMode::Zero,
-            None => PreallocateMode::None,
-        };
-        top.layer.resize(bytes, mode)?;
+        if bytes > header::most_bytes(top.header.cluster_bits) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let old = top.layer.size();
+        // What the backing file has behind the old end must not show; where it has nothing, tables
+        // that say so would only take up room.
+        let shown = top.base.as_ref().map_or(0, |base| base.bytes());
+        let shown = shown.next_multiple_of(top.header.cluster()).min(bytes);
+        if shown > old {
+            top.layer.resize(shown, PreallocateMode::Zero)?;
+        }
+        top.layer.resize(bytes, PreallocateMode::None)?;
+        // The cluster in which the disk ended may have what was there before it was made smaller.
+        let end = old.next_multiple_of(top.header.cluster()).min(bytes);
+        write_zeroes(&top.layer, old, end.saturating_sub(old))?;
         top.layer.flush()?;
         top.file.file().sync_all()
     }
