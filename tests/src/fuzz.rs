@@ -11,23 +11,26 @@ use parapet_xenstore::server::restore;
 use parapet_xenstore::store::Quotas;
 
 mod block;
+mod block_queue;
 mod model;
 mod xenstore;
 
 pub use block::block_request;
+pub use block_queue::block_queue;
 pub use xenstore::{xenstore_model, xenstore_ring, xenstore_wire, xenstored};
 
 /// A fuzz target.
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of their file in `fuzz/fuzz_targets` and folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("xenstore_wire", xenstore_wire),
     ("xenstore_ring", xenstore_ring),
     ("xenstore_model", xenstore_model),
     ("xenstored", xenstored),
     ("migration", migration),
     ("block_request", block_request),
+    ("block_queue", block_queue),
     ("shared_ring", shared_ring),
     ("guest_config", guest_config),
     ("vbd_keys", vbd_keys),

@@ -57,6 +57,13 @@ fn bad_answers(host: &Host) -> Vec<(&'static str, Option<String>)> {
         ("ring-page-order", "31"),
         ("num-ring-pages", "3"),
         ("feature-persistent", "maybe"),
+        ("multi-queue-num-queues", "0"),
+        ("multi-queue-num-queues", "5"),
+        ("multi-queue-num-queues", "4294967295"),
+        ("multi-queue-num-queues", "-1"),
+        ("multi-queue-num-queues", ""),
+        // Queues that it has not named.
+        ("multi-queue-num-queues", "2"),
     ];
     answers.extend(texts.map(|(key, value)| (key, Some(value.to_owned()))));
     answers
@@ -97,6 +104,7 @@ fn an_answer_that_makes_no_sense_closes_the_device_with_the_reason_and_may_be_me
             "ring-page-order",
             "num-ring-pages",
             "feature-persistent",
+            "multi-queue-num-queues",
         ] {
             let _ = block_on(host.store.remove(&format!("{}/{key}", bad.front)));
         }
@@ -127,6 +135,63 @@ fn a_ring_index_that_jumps_closes_the_device_and_it_may_connect_again() {
     drop(front);
     let mut front = host.connect(&vbd);
     works(&mut front);
+}
+
+#[test]
+fn two_queues_on_one_ring_or_port_close_the_device_and_leave_nothing_bound() {
+    let host = boot();
+    let vbd = host.attach(51712, "memory:1M", "w");
+    host.wait(&vbd, "2");
+    let (mappings, ports) = (host.backend.mappings(), host.backend.ports_in_use());
+    for shared in ["ring-ref", "event-channel"] {
+        let fronts = [host.front(), host.front()];
+        host.wait(&vbd, "2");
+        host.publish_queues(&vbd, &fronts);
+        host.wait(&vbd, "4");
+        host.set(&vbd.front, "state", "6");
+        host.wait(&vbd, "6");
+        host.set(&vbd.front, "state", "1");
+        host.wait(&vbd, "2");
+        let fronts = [host.front(), host.front()];
+        let first = host.get(&format!("{}/queue-0", vbd.front), shared);
+        host.name_queues(&vbd, &fronts);
+        let first_now = host.get(&format!("{}/queue-0", vbd.front), shared);
+        assert_ne!(first, first_now);
+        host.set(&format!("{}/queue-1", vbd.front), shared, &first_now);
+        host.set(&vbd.front, "state", "3");
+        host.wait(&vbd, "5");
+        let reason = host.get(&vbd.error(), "error");
+        assert!(reason.contains(shared), "{reason}");
+        host.set(&vbd.front, "state", "6");
+        host.wait(&vbd, "6");
+        assert_eq!(host.backend.mappings(), mappings);
+        assert_eq!(host.backend.ports_in_use(), ports);
+        host.set(&vbd.front, "state", "1");
+    }
+}
+
+#[test]
+fn a_queue_that_is_broken_takes_the_others_of_its_disk_along_and_no_other_disk() {
+    let host = boot();
+    let neighbour = host.attach(51728, "memory:1M", "w");
+    let mut honest = host.connect(&neighbour);
+    let vbd = host.attach(51712, "memory:1M", "w");
+    let mut fronts = host.connect_queues(&vbd, 4);
+    fronts.iter_mut().for_each(works);
+    let ring = &fronts[2].ring_memory;
+    ring.view().write(0, &0x8000_0000u32).unwrap();
+    fronts[2].channel.notify();
+    host.wait(&vbd, "5");
+    let reason = host.get(&vbd.error(), "error");
+    assert!(reason.contains("req_prod"), "{reason}");
+    works(&mut honest);
+    host.set(&vbd.front, "state", "6");
+    host.wait(&vbd, "6");
+    host.set(&vbd.front, "state", "1");
+    drop(fronts);
+    let mut fronts = host.connect_queues(&vbd, 3);
+    fronts.iter_mut().for_each(works);
+    works(&mut honest);
 }
 
 #[test]

@@ -246,6 +246,11 @@ impl Host {
     }
 
     pub(crate) fn publish_queues(&self, vbd: &Vbd, fronts: &[Plain<X86_64>]) {
+        self.name_queues(vbd, fronts);
+        self.set(&vbd.front, "state", "3");
+    }
+
+    pub(crate) fn name_queues(&self, vbd: &Vbd, fronts: &[Plain<X86_64>]) {
         let count = fronts.len().to_string();
         self.set(&vbd.front, "multi-queue-num-queues", &count);
         for (queue, front) in fronts.iter().enumerate() {
@@ -257,7 +262,6 @@ impl Host {
         }
         self.set(&vbd.front, "protocol", "x86_64-abi");
         self.set(&vbd.front, "feature-persistent", "1");
-        self.set(&vbd.front, "state", "3");
     }
 
     pub(crate) fn front(&self) -> Plain<X86_64> {

@@ -1,6 +1,8 @@
 //! A queue against a frontend that is no more than a ring: honest, and not.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod hostile;
+#[path = "../plain/mod.rs"]
 mod plain;
 
 use std::fs::File;
