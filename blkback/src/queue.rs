@@ -17,14 +17,14 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parapet_hypervisor::memory::PAGE_SIZE;
-use parapet_hypervisor::seam::{Access, Backend, Channel, Clock, Instant, MapError, yield_now};
+use parapet_hypervisor::seam::{Access, Backend, Channel, Instant, MapError, yield_now};
 use parapet_ring::{Back, Peer, Violation};
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::blkif::{self, Segment, Status};
@@ -59,6 +59,10 @@ const BACKOFF: (Duration, Duration) = (Duration::from_micros(100), Duration::fro
 
 /// How often to look for pages that were not used for long.
 const AGEING: Duration = Duration::from_secs(10);
+
+/// An alarm that is due within this time of a request is looked at before every sleep, since it may
+/// have come meanwhile; one that is not due is just waited for.
+const SOON: Duration = Duration::from_secs(1);
 
 /// How long a queue whose rate is used up sleeps before it looks again.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
@@ -124,6 +128,8 @@ pub struct Queue<P: Backend, L: Layout> {
     throttled: Option<Instant>,
     /// Our turn, since it was.
     turn: Option<Turn>,
+    /// A while after there was something to do.
+    soon: Instant,
     /// When to see which pages were not used for long.
     next_ageing: Instant,
     /// By tag: what is being done. As many as the ring has slots, so there is always a free one.
@@ -297,6 +303,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             terms,
             throttled: None,
             turn: None,
+            soon: place.now(),
             next_ageing: place.now().after(AGEING),
             segments,
             barrier: Barrier::None,
@@ -339,6 +346,12 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     /// Serves the ring until `stop` is ready.
     async fn work(&mut self, stop: impl Future<Output = ()> + Send) -> Result<(), QueueError> {
         let mut stop = pin!(stop);
+        // Kept from sleep to sleep, since it is nearly always for the same time.
+        let mut alarm = pin!(None);
+        let mut alarm_at = None;
+        // Whether it will wake us though it is not looked at when we go to sleep, which costs a look
+        // at the clock and at the timers.
+        let mut is_set = false;
         let mut turns = 0u32;
         let mut spurious = 0;
         loop {
@@ -367,10 +380,26 @@ impl<P: Backend, L: Layout> Queue<P, L> {
                 self.stats.throttled.add(1);
             }
             let since = self.polling.is_measured().then(|| self.place.now());
-            let wake = {
-                let mut alarm = pin!(at(self.place.clone(), self.alarm()));
-                poll_fn(|cx| self.poll_wake(stop.as_mut(), alarm.as_mut(), cx)).await?
-            };
+            if alarm_at != self.alarm() {
+                alarm_at = self.alarm();
+                alarm.set(alarm_at.map(|when| self.place.sleep_until(when)));
+                is_set = false;
+            }
+            let mut looks = !is_set || alarm_at.is_some_and(|when| when <= self.soon);
+            let wake = poll_fn(|cx| {
+                let wake = self.poll_wake(stop.as_mut(), cx);
+                if wake.is_pending()
+                    && std::mem::replace(&mut looks, true)
+                    && let Some(alarm) = alarm.as_mut().as_pin_mut()
+                {
+                    is_set = true;
+                    return alarm.poll(cx).map(|()| Ok(Wake::Alarm));
+                }
+                wake
+            });
+            let wake = wake.await?;
+            // After any other nobody knows how late it is.
+            is_set &= matches!(wake, Wake::Work);
             match wake {
                 Wake::Work => {
                     if let Some(since) = since {
@@ -378,7 +407,11 @@ impl<P: Backend, L: Layout> Queue<P, L> {
                     }
                 }
                 Wake::Stop => return Ok(()),
-                Wake::Alarm => self.age(self.place.now()),
+                Wake::Alarm => {
+                    alarm_at = None;
+                    alarm.set(None);
+                    self.age(self.place.now());
+                }
                 Wake::Spurious => {
                     spurious += 1;
                     self.stats.spurious.add(1);
@@ -497,6 +530,7 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         }
         self.map_and_start();
         if let Some(now) = now {
+            self.soon = now.after(SOON);
             self.age(now);
         }
         Ok(taken)
@@ -722,6 +756,9 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             let now = *now.get_or_insert_with(|| self.place.now());
             self.finish(completion, Some(now));
         }
+        if let Some(now) = now {
+            self.soon = now.after(SOON);
+        }
         now.is_some()
     }
 
@@ -814,27 +851,23 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     /// Ready when there may be work, or none ever again.
     fn poll_wake(
         &mut self,
-        stop: std::pin::Pin<&mut impl Future<Output = ()>>,
-        alarm: std::pin::Pin<&mut impl Future<Output = ()>>,
+        stop: Pin<&mut impl Future<Output = ()>>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Wake, QueueError>> {
         if stop.poll(cx).is_ready() {
             return Poll::Ready(Ok(Wake::Stop));
         }
-        if alarm.poll(cx).is_ready() {
-            return Poll::Ready(Ok(Wake::Alarm));
-        }
-        if self.is_held_back() || self.throttled.is_some() {
-            // Until the image has done what there is, or it is time; the ring may well have more.
-            return self.poll_interrupt(cx).map(|()| Ok(Wake::Work));
-        }
-        // The event first: what it announced is found by arming, and what comes later makes another.
-        let event = self.channel.poll_wait(cx).is_ready();
-        if self.ring.arm()? {
-            return Poll::Ready(Ok(Wake::Work));
-        }
-        if event {
-            return Poll::Ready(Ok(Wake::Spurious));
+        // Else until the image has done what there is, or it is time: the ring may well have more.
+        if !self.is_held_back() && self.throttled.is_none() {
+            // The event first: what it announced is found by arming, and what comes later makes
+            // another.
+            let event = self.channel.poll_wait(cx).is_ready();
+            if self.ring.arm()? {
+                return Poll::Ready(Ok(Wake::Work));
+            }
+            if event {
+                return Poll::Ready(Ok(Wake::Spurious));
+            }
         }
         self.poll_interrupt(cx).map(|()| Ok(Wake::Work))
     }
@@ -923,14 +956,6 @@ fn bytes_of(slot: &Slot, disk: &Disk) -> u64 {
     }
 }
 
-/// Ready at that time, or never.
-async fn at(place: impl Clock, when: Option<Instant>) {
-    match when {
-        Some(when) => place.sleep_until(when).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Those of `segments` that were copied for an indirect request.
 fn copied<'a>(segments: &'a [Segment], tag: u32, indirect: &Indirect<'_>) -> &'a [Segment] {
     let start = tag as usize * SEGMENTS;
@@ -940,6 +965,6 @@ fn copied<'a>(segments: &'a [Segment], tag: u32, indirect: &Indirect<'_>) -> &'a
 }
 
 /// Whether `future` is ready now.
-async fn is_ready(mut future: std::pin::Pin<&mut impl Future<Output = ()>>) -> bool {
+async fn is_ready(mut future: Pin<&mut impl Future<Output = ()>>) -> bool {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_ready())).await
 }
