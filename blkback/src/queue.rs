@@ -187,9 +187,9 @@ enum Barrier {
 enum Does {
     Read,
     Write,
-    /// What was there before a barrier is flushed; its own data are yet to be written, and flushed.
+    /// What was there before is flushed; its own data are yet to be written, and flushed.
     FlushThenWrite,
-    /// The data of a flush are written; the flush itself is yet to come.
+    /// Its own data are written; they are yet to be flushed.
     WriteThenFlush,
     Flush,
     Discard,
@@ -450,10 +450,11 @@ impl<P: Backend, L: Layout> Queue<P, L> {
     /// Does all that there is to do for requests that were taken. Whether any ended.
     fn finish_some(&mut self) -> Result<bool, QueueError> {
         let completed = self.complete();
-        self.begin_barrier();
         for job in std::mem::take(&mut self.waiting) {
             self.submit(job);
         }
+        // One of those may have been the last that it waited for.
+        self.begin_barrier();
         if self.unkicked {
             match self.image.kick() {
                 Ok(()) => self.unkicked = false,
@@ -497,7 +498,10 @@ impl<P: Backend, L: Layout> Queue<P, L> {
         let mut taken = false;
         let mut now = None;
         for _ in 0..batch {
-            if self.is_held_back() || (limited && self.is_throttled(&mut now)) {
+            // What another had taken was let through by the rate then, and a queue that ends does
+            // not wait for its turn.
+            let waits = limited && self.again.is_empty();
+            if self.is_held_back() || (waits && self.is_throttled(&mut now)) {
                 break;
             }
             let Some((tag, slot)) = self.next_request()? else {
@@ -693,13 +697,10 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             Ok(Request::Write(Transfer { sectors, segments })) => {
                 (Does::Write, sectors, Operation::Write(sectors), segments)
             }
-            Ok(Request::Flush(Some(Transfer { sectors, segments }))) => {
-                let write = Operation::Write(sectors);
-                (Does::WriteThenFlush, sectors, write, segments)
-            }
-            Ok(Request::Barrier(Some(Transfer { sectors, segments }))) => {
-                (Does::FlushThenWrite, sectors, Operation::Flush, segments)
-            }
+            Ok(
+                Request::Flush(Some(Transfer { sectors, segments }))
+                | Request::Barrier(Some(Transfer { sectors, segments })),
+            ) => (Does::FlushThenWrite, sectors, Operation::Flush, segments),
             Ok(Request::Discard { sectors, secure }) => {
                 let discard = Operation::Discard { sectors, secure };
                 (Does::Discard, sectors, discard, NO_MEMORY)

@@ -181,10 +181,10 @@ pub enum Request<'a> {
     Read(Transfer<'a>),
     /// Write what is in the segments.
     Write(Transfer<'a>),
-    /// Make durable what was written before, and, first, what is in the segments if there are any.
+    /// Make durable what was written before, and, after that, what is in the segments if there are
+    /// any: they may be the commit of a journal.
     Flush(Option<Transfer<'a>>),
-    /// The same, after all that was asked for before it and before all that is asked for after it;
-    /// what was written before is durable before the segments are written.
+    /// The same, after all that was asked for before it and before all that is asked for after it.
     Barrier(Option<Transfer<'a>>),
     /// Forget the sectors, of which there may be none.
     Discard {

@@ -12,17 +12,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_channel::oneshot;
 use parapet_blkback::grants::{Buffer, PERSISTENT_PAGES};
 use parapet_blkback::image::{
     Access as Use, Completion, FileImage, Image, ImageQueue, Job, Limits, SECTOR_SIZE, Submitted,
 };
-use parapet_blkback::journal::{Journal, Journals, Keep};
+use parapet_blkback::journal::{Journal, Journals, Keep, Log};
 use parapet_blkback::limit::Limit;
+use parapet_blkback::negotiation::Rates;
 use parapet_blkback::queue::{Queue, QueueError, QueueSetup};
 use parapet_blkback::report::Vbd;
 use parapet_blkback::request::{X86_32, X86_64};
 use parapet_blkback::stats::QueueStats;
-use parapet_blkback::terms::Terms;
+use parapet_blkback::terms::{Rate, Terms};
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::host::transfer;
 use parapet_hypervisor::loopback::{self, Domain, DomainConfig, Hypervisor, Process};
@@ -33,6 +35,8 @@ use parapet_hypervisor::seam::{
 use parapet_ring::Peer;
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::blkif::{Operation, Segment, Status};
+
+use zerocopy::IntoBytes;
 
 use plain::{Plain, Wire};
 
@@ -470,4 +474,52 @@ fn kills_in_the_middle_of_real_input_and_output_are_not_noticed() {
         let lives = killed_again_and_again::<X86_64>(image, persistent, 10_000, 60, seed);
         assert!(lives > 10, "{lives} lives");
     }
+}
+
+#[test]
+fn what_another_had_taken_is_answered_at_a_stop_whatever_the_rate_is() {
+    let image: Disk = Arc::new(FileImage::open(file().path(), Use::ReadWrite).unwrap());
+    let mut stage = Stage::<X86_64>::new(image, true);
+    let lives = stage.lives();
+    let slots = stage.plain.ring.slots();
+    let mut log = Log::begin(lives.journal().log(0).unwrap(), slots, 0);
+    let segments = stage.plain.segments(0..1, 0, 7);
+    for tag in 0..4 {
+        let id = u64::from(tag);
+        let request = X86_64::request(Operation::Write as u8, id, id * 8, &segments);
+        stage.plain.ring.push(&request).unwrap();
+        log.take(tag, request.as_bytes());
+    }
+    let _ = stage.plain.ring.publish();
+    drop(log);
+    let terms = Arc::new(Terms::new(lives.image.sectors()));
+    terms.set_rates(&Rates {
+        operations: Some(Rate::new(1, None)),
+        bytes: Some(Rate::new(1, None)),
+    });
+    let (back, peer) = (lives.back.clone(), lives.guest.domid());
+    let ring = back.map(peer, &lives.ring, Access::ReadWrite).unwrap();
+    let queue = Queue::<Domain, X86_64>::keeping(
+        QueueSetup {
+            peer,
+            ring: Peer::new(ring).ok().unwrap(),
+            channel: back.bind(peer, lives.port).unwrap(),
+            terms,
+            image: Arc::clone(&lives.image),
+            discard: None,
+            persistent: PERSISTENT_PAGES,
+            poll: Duration::ZERO,
+            stats: Arc::clone(&lives.stats),
+            complaints: Limit::new("the guest"),
+            place: back.clone(),
+        },
+        Keep::On(lives.journal().log(0).unwrap()),
+    );
+    let (ended, outcome) = oneshot::channel();
+    back.run(|_| async move { drop(ended.send(queue.unwrap().run(std::future::ready(())).await)) });
+    block_on(outcome).unwrap().unwrap();
+    let mut answers: Vec<_> = (0..4).map(|_| stage.plain.reply()).collect();
+    answers.sort_by_key(|(id, _)| *id);
+    let all: Vec<_> = (0..4).map(|id| (id, Status::OKAY)).collect();
+    assert_eq!(answers, all);
 }

@@ -57,11 +57,14 @@ impl FileImage {
     pub fn open(path: &Path, access: Access) -> Result<Self, OpenError> {
         let opening = Opening { path, access };
         let (file, metadata) = opening.file(true)?;
-        let sectors = sectors(&opening, &file)?;
+        // First of all: what is tried out below would harm who has the file now.
+        let locked = Arc::new(opening.lock(file)?);
+        let file = locked.file();
+        let sectors = sectors(&opening, file)?;
         let physical_sector_size = physical_sector_size(&metadata);
         let discard = match access {
             Access::ReadOnly => None,
-            Access::ReadWrite if metadata.is_file() => file_discard(&file, physical_sector_size),
+            Access::ReadWrite if metadata.is_file() => file_discard(file, physical_sector_size),
             Access::ReadWrite => device_discard(&metadata),
         };
         Ok(FileImage {
@@ -69,10 +72,10 @@ impl FileImage {
             physical_sector_size,
             discard,
             fixed: !metadata.is_file(),
-            inline: fstatfs(&file).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC),
+            inline: fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC),
             path: path.into(),
             said: AtomicBool::new(false),
-            file: Arc::new(opening.lock(file)?),
+            file: locked,
             access,
         })
     }
