@@ -41,9 +41,11 @@
 mod file;
 mod lock;
 mod memory;
+pub mod nbd;
 mod null;
 mod opening;
 pub mod qcow2;
+mod settle;
 mod spec;
 mod threaded;
 
@@ -55,10 +57,11 @@ use parapet_hypervisor::host::{self, Lease};
 
 pub use file::FileImage;
 pub use memory::MemoryImage;
+pub use nbd::NbdImage;
 pub use null::NullImage;
 pub use parapet_xen_sys::io::blkif::SECTOR_SIZE;
 pub use qcow2::Qcow2Image;
-pub use spec::{OpenError, Spec, SpecError};
+pub use spec::{OpenError, Spec, SpecError, bytes as parse_size};
 
 /// What is to be done with an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

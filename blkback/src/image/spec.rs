@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use parapet_hypervisor::host::{Lease, aside};
 
+use super::nbd::{AddressError, NbdAddress, NbdImage};
 use super::qcow2::{Qcow2Image, Trust};
 use super::{Access, FileImage, Image, MemoryImage, NullImage, SECTOR_SIZE};
 
@@ -18,6 +19,7 @@ use super::{Access, FileImage, Image, MemoryImage, NullImage, SECTOR_SIZE};
 /// | `qcow2:PATH` | a qcow2 image that stands alone: it is refused if it names a backing file |
 /// | `overlay:PATH` | a qcow2 image, with the backing files that it names if they are in its folder, or in one below that |
 /// | `overlay=FOLDER:PATH` | the same, with backing files in FOLDER or below it; there is no colon in FOLDER |
+/// | `nbd:unix:PATH` and other addresses ([`NbdAddress`]) | a disk behind an NBD server |
 /// | `null:SIZE` | no data: writes are dropped, reads leave memory as it was |
 /// | `memory:SIZE` | a RAM disk, zero at first |
 /// | anything else | the path of a raw file or block device |
@@ -45,6 +47,8 @@ pub enum Spec {
         /// Which backing files may be opened.
         trust: Trust,
     },
+    /// See [`NbdImage`].
+    Nbd(NbdAddress),
 }
 
 /// A text that names no image.
@@ -59,6 +63,9 @@ pub enum SpecError {
         /// What was given.
         text: String,
     },
+    /// No NBD server.
+    #[error(transparent)]
+    Nbd(#[from] AddressError),
     /// No path after the colon.
     #[error("{text:?} names no file: give qcow2:PATH, overlay:PATH or overlay=FOLDER:PATH")]
     Path {
@@ -94,6 +101,8 @@ impl FromStr for Spec {
                 }
                 _ => Err(SpecError::Path { text: text.into() }),
             }
+        } else if NbdAddress::is_meant(text) {
+            Ok(Spec::Nbd(text.parse()?))
         } else {
             Ok(Spec::File(text.into()))
         }
@@ -116,6 +125,7 @@ impl fmt::Display for Spec {
             Spec::Null { sectors } => write!(f, "null:{}", *sectors * SECTOR_SIZE as u64),
             Spec::Memory { sectors } => write!(f, "memory:{}", *sectors * SECTOR_SIZE as u64),
             Spec::File(path) => path.display().fmt(f),
+            Spec::Nbd(address) => address.fmt(f),
             Spec::Qcow2 { path, trust } => match trust {
                 Trust::Nothing => write!(f, "qcow2:{}", path.display()),
                 Trust::Beside => write!(f, "overlay:{}", path.display()),
@@ -136,7 +146,8 @@ fn sectors(text: &str, size: &str) -> Result<u64, SpecError> {
     }
 }
 
-fn bytes(size: &str) -> Option<u64> {
+/// The bytes in a size: a number, or one with `K`, `M`, `G` or `T` (powers of 1024).
+pub fn bytes(size: &str) -> Option<u64> {
     let (digits, shift) = match size.char_indices().last()? {
         (at, 'k' | 'K') => (&size[..at], 10),
         (at, 'm' | 'M') => (&size[..at], 20),
@@ -151,6 +162,29 @@ fn bytes(size: &str) -> Option<u64> {
 }
 
 impl Spec {
+    /// The file that the image is in, if it is in one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Spec::File(path) | Spec::Qcow2 { path, .. } => Some(path),
+            Spec::Null { .. } | Spec::Memory { .. } | Spec::Nbd(_) => None,
+        }
+    }
+
+    /// The same with files below `folder`, where they are not absolute.
+    pub fn below(mut self, folder: &Path) -> Self {
+        match &mut self {
+            Spec::File(path) => *path = folder.join(&*path),
+            Spec::Qcow2 { path, trust } => {
+                *path = folder.join(&*path);
+                if let Trust::Below(bases) = trust {
+                    *bases = folder.join(&*bases);
+                }
+            }
+            Spec::Null { .. } | Spec::Memory { .. } | Spec::Nbd(_) => {}
+        }
+        self
+    }
+
     /// Opens the image.
     ///
     /// # Errors
@@ -164,6 +198,7 @@ impl Spec {
             ),
             Spec::File(path) => Arc::new(FileImage::open(path, access)?),
             Spec::Qcow2 { path, trust } => Arc::new(Qcow2Image::open(path, access, trust)?),
+            Spec::Nbd(address) => Arc::new(NbdImage::open(address, access)?),
         })
     }
 
@@ -179,6 +214,7 @@ impl Spec {
         let path = match &self {
             Spec::Null { .. } | Spec::Memory { .. } => return self.open(access),
             Spec::File(path) | Spec::Qcow2 { path, .. } => path.clone(),
+            Spec::Nbd(address) => address.to_string().into(),
         };
         let failed = |source| OpenError::Host {
             path,
@@ -253,6 +289,14 @@ pub enum OpenError {
         /// What it should be.
         format: &'static str,
         /// What is wrong with it.
+        why: String,
+    },
+    /// A server has no disk for us.
+    #[error("the disk {address} cannot be used: {why}")]
+    Nbd {
+        /// Where it is.
+        address: String,
+        /// Why not.
         why: String,
     },
     /// What is behind it cannot be used.
@@ -345,6 +389,8 @@ mod tests {
             "/some/file",
             "qcow2:/some/file",
             "overlay:a:b",
+            "nbd:unix:/run/a:disk",
+            "nbd://host/disk",
             "overlay=/srv/base images:/some/file",
         ] {
             let spec: Spec = text.parse().unwrap();

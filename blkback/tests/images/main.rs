@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod disk;
+mod nbd;
 mod qcow2;
 mod raw;

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
-use parapet_blkback::image::qcow2::{self, Backed, Trust};
+use parapet_blkback::image::qcow2::{self, Backed, Trust, snapshots};
 use parapet_blkback::image::{
     Access, Image, Job, OpenError, Operation, Qcow2Image, SECTOR_SIZE, Sectors, Spec, Submitted,
 };
@@ -787,4 +787,126 @@ fn a_write_leaves_a_snapshot_as_it_is() {
     let path = path.to_str().unwrap();
     qemu_img(&["convert", "-l", "s", "-O", "raw", path, &raw]);
     assert!(fs::read(raw).unwrap() == old);
+}
+
+/// What QEMU finds in a snapshot.
+fn of_snapshot(folder: &Folder, path: &Path, snapshot: &str) -> Vec<u8> {
+    let raw = folder.name("of-snapshot");
+    let _ = fs::remove_file(&raw);
+    qemu_img(&[
+        "convert",
+        "-l",
+        snapshot,
+        "-O",
+        "raw",
+        path.to_str().unwrap(),
+        &raw,
+    ]);
+    fs::read(raw).unwrap()
+}
+
+fn all_of(path: &Path) -> Vec<u8> {
+    let image = open(path, Trust::Beside);
+    let count = Image::<Memory>::sectors(&image);
+    read(&mut open_queue(&image), Sectors { first: 0, count }).unwrap()
+}
+
+#[test]
+fn snapshots_are_made_applied_and_deleted_as_qemu_understands_them() {
+    let folder = Folder::new();
+    let source = folder.name("source");
+    fs::write(&source, pattern(1 << 20, 9)).unwrap();
+    for options in [
+        &["-o", "cluster_size=512"][..],
+        &["-o", "compat=0.10"],
+        &["-c"],
+        &["-o", "refcount_bits=64"],
+        &["-o", "refcount_bits=4,cluster_size=4k"],
+    ] {
+        let name = folder.name("image");
+        let path = folder.path("image");
+        let mut args = vec!["convert", "-f", "raw", "-O", "qcow2"];
+        args.extend_from_slice(options);
+        args.extend_from_slice(&[&source, &name]);
+        qemu_img(&args);
+        let scribble = |seed: u64| {
+            let image = open(&path, Trust::Nothing);
+            let mut queue = open_queue(&image);
+            for i in 0..8 {
+                write(
+                    &mut queue,
+                    (seed * 131 + i * 257) % 2000,
+                    &pattern(40 * 512, seed),
+                )
+                .unwrap();
+            }
+        };
+        let mut known = Vec::new();
+        for (seed, snapshot) in [(1, "one"), (2, "two"), (3, "three")] {
+            scribble(seed);
+            snapshots::create(&path, snapshot).unwrap();
+            is_sound(&path);
+            known.push((snapshot, all_of(&path)));
+        }
+        assert!(snapshots::create(&path, "two").is_err());
+        scribble(4);
+        is_sound(&path);
+        for (snapshot, bytes) in &known {
+            assert!(
+                &of_snapshot(&folder, &path, snapshot) == bytes,
+                "{snapshot} {options:?}"
+            );
+        }
+        snapshots::delete(&path, "one").unwrap();
+        is_sound(&path);
+        // QEMU's and ours take turns.
+        qemu_img(&["snapshot", "-c", "theirs", &name]);
+        let theirs = all_of(&path);
+        snapshots::apply(&path, "two").unwrap();
+        is_sound(&path);
+        assert!(all_of(&path) == known[1].1);
+        scribble(5);
+        is_sound(&path);
+        assert!(of_snapshot(&folder, &path, "two") == known[1].1);
+        assert!(of_snapshot(&folder, &path, "theirs") == theirs);
+        qemu_img(&["snapshot", "-d", "two", &name]);
+        qemu_img(&["snapshot", "-a", "three", &name]);
+        assert!(all_of(&path) == known[2].1);
+        for snapshot in ["three", "theirs"] {
+            snapshots::delete(&path, snapshot).unwrap();
+            is_sound(&path);
+        }
+        assert!(all_of(&path) == known[2].1);
+        assert!(snapshots::delete(&path, "three").is_err());
+        assert!(qcow2::info(&path).unwrap().snapshots.is_empty());
+        scribble(6);
+        is_sound(&path);
+    }
+}
+
+#[test]
+fn a_snapshot_is_of_the_size_that_the_disk_had() {
+    let folder = Folder::new();
+    let path = folder.create("a", 1 << 20, None);
+    let bytes = pattern(1 << 20, 4);
+    write(&mut open_queue(&open(&path, Trust::Nothing)), 0, &bytes).unwrap();
+    snapshots::create(&path, "small").unwrap();
+    let resized = Image::<Memory>::resize(&open(&path, Trust::Nothing), (3 << 30) / 512);
+    resized.unwrap();
+    is_sound(&path);
+    snapshots::create(&path, "large").unwrap();
+    snapshots::apply(&path, "small").unwrap();
+    is_sound(&path);
+    assert!(all_of(&path) == bytes);
+    snapshots::apply(&path, "large").unwrap();
+    is_sound(&path);
+    assert_eq!(qcow2::info(&path).unwrap().header.bytes, 3 << 30);
+    let found = qcow2::info(&path).unwrap().snapshots;
+    assert_eq!((found[0].bytes, found[1].bytes), (1 << 20, 3 << 30));
+    // Nobody changes what somebody uses.
+    let _reader = Qcow2Image::open(&path, Access::ReadOnly, &Trust::Nothing).unwrap();
+    assert!(matches!(
+        snapshots::delete(&path, "small"),
+        Err(OpenError::Busy { .. })
+    ));
 }

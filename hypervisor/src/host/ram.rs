@@ -9,7 +9,8 @@ use std::io;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-use crate::memory::View;
+use super::{Lease, Page};
+use crate::memory::{ReadOnly, View};
 
 /// Zeroed memory that takes up room only where it was written to. Several threads may use it at
 /// once: as on a disk, bytes that are written and read at the same time are some mixture.
@@ -57,6 +58,29 @@ impl Drop for Ram {
         // SAFETY: mapped in `new` with this length, and no view outlives `self`.
         let unmapped = unsafe { munmap(self.start.cast(), self.len.get()) };
         debug_assert!(unmapped.is_ok(), "a mapping of our own can be undone");
+    }
+}
+
+impl Page for Ram {
+    fn view(&self) -> View<'_> {
+        Ram::view(self)
+    }
+}
+
+/// For who uses a disk in this very process: all of it, in order.
+impl Lease for Ram {
+    type Page = Ram;
+
+    fn targets(&self) -> impl Iterator<Item = View<'_>> {
+        core::iter::once(Ram::view(self))
+    }
+
+    fn sources(&self) -> impl Iterator<Item = View<'_, ReadOnly>> {
+        core::iter::once(Ram::view(self).read_only())
+    }
+
+    fn registered(&self) -> Option<u16> {
+        None
     }
 }
 

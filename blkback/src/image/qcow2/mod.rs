@@ -20,7 +20,7 @@ mod chain;
 pub mod header;
 mod make;
 mod recount;
-mod settle;
+mod refcounts;
 pub mod snapshots;
 
 use std::fmt;
@@ -35,10 +35,10 @@ use imago::{Mapping, Storage};
 use nix::fcntl::{FallocateFlags, fallocate};
 use parapet_hypervisor::host::{Disk, Lease};
 
+use super::settle::Settler;
 use super::threaded::{Threaded, Threads};
 use super::{Access, Discard, Image, ImageQueue, Limits, OpenError, SECTOR_SIZE};
 use chain::{Layer, Top};
-use settle::Settler;
 
 pub use chain::Trust;
 pub use header::Header;
