@@ -39,16 +39,22 @@ pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Shows on a terminal how far the guests are, all together, until the other end of `over` is
-/// dropped. The bar is hidden by itself where there is no terminal.
-pub(super) fn follow(guests: &[Arc<Progress>], over: &Receiver<()>) {
-    let bar = ProgressBar::new(0);
+/// A bar for `bytes` bytes. It is hidden by itself where there is no terminal.
+pub(super) fn bar(bytes: u64) -> ProgressBar {
+    let bar = ProgressBar::new(bytes);
     bar.set_style(
         ProgressStyle::with_template(
             "{bar:40} {percent}% of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left",
         )
         .expect("the template is right"),
     );
+    bar
+}
+
+/// Shows on a terminal how far the guests are, all together, until the other end of `over` is
+/// dropped.
+pub(super) fn follow(guests: &[Arc<Progress>], over: &Receiver<()>) {
+    let bar = bar(0);
     let sum = |of: fn(&Progress) -> u64| guests.iter().map(|progress| of(progress)).sum();
     while over.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
         bar.set_length(sum(Progress::total));

@@ -290,14 +290,17 @@ impl Reader<'_> {
                 vdev: disk.vdev,
             });
         }
-        if let Ok(Spec::File(path)) = disk.target.parse() {
-            let path = self.folder.join(path);
+        let spec = disk.target.parse::<Spec>();
+        let spec = spec.map(|spec| spec.below(self.folder));
+        if let Ok(spec) = &spec
+            && let Some(path) = spec.path()
+        {
             // From a folder whose name is not text, the image will not be found, by that name.
-            disk.target = path.to_string_lossy().into_owned();
+            disk.target = spec.to_string();
             let user = format!("guest {} ({})", guest.name, disk.vdev);
             let both = self
                 .uses
-                .entry(Identity::of(path))
+                .entry(Identity::of(path.into()))
                 .or_insert_with(|| (user.clone(), disk.access));
             let written = [both.1, disk.access].contains(&DiskAccess::ReadWrite);
             if both.0 != user && written {

@@ -1,6 +1,11 @@
 //! `parapet blk`: single disk images.
 
+mod commit;
 mod copy;
+mod create;
+mod info;
+mod resize;
+mod snapshot;
 mod sum;
 
 use std::process::ExitCode;
@@ -17,11 +22,18 @@ pub(super) struct Blk {
 
 const EXAMPLES: &str = "\
 Examples:
+  parapet blk create --base golden.img overlay:guest7.qcow2
+  parapet blk info overlay:guest7.qcow2
   parapet blk sum disk.img             as `sha256sum disk.img`, through a guest's disk
   parapet blk copy old.img new.img     copies an image, through a guest with two disks";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Create(create::Args),
+    Info(info::Args),
+    Resize(resize::Args),
+    Snapshot(snapshot::Args),
+    Commit(commit::Args),
     Sum(sum::Args),
     Copy(copy::Args),
 }
@@ -29,6 +41,11 @@ enum Command {
 /// Does what the command line says.
 pub(super) fn blk(args: &Blk) -> anyhow::Result<ExitCode> {
     match &args.command {
+        Command::Create(args) => create::create(args),
+        Command::Info(args) => info::info(args),
+        Command::Resize(args) => resize::resize(args),
+        Command::Snapshot(args) => snapshot::snapshot(args),
+        Command::Commit(args) => commit::commit(args),
         Command::Sum(args) => sum::sum(args),
         Command::Copy(args) => copy::copy(args),
     }
