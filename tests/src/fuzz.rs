@@ -3,6 +3,7 @@
 //!
 //! Each panics when a promise is broken, and on nothing else that the bytes can say.
 
+use parapet_blkback::image::qcow2::header::{Header, extent};
 use parapet_blkback::negotiation::{Answer, Assignment, MAX_RING_PAGE_ORDER, Rates, resize_to};
 use parapet_hypervisor::memory::{PAGE_SIZE, Scratch};
 use parapet_ring::{Back, Front, Own};
@@ -23,7 +24,7 @@ pub use xenstore::{xenstore_model, xenstore_ring, xenstore_wire, xenstored};
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of their file in `fuzz/fuzz_targets` and folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("xenstore_wire", xenstore_wire),
     ("xenstore_ring", xenstore_ring),
     ("xenstore_model", xenstore_model),
@@ -34,6 +35,7 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("shared_ring", shared_ring),
     ("guest_config", guest_config),
     ("vbd_keys", vbd_keys),
+    ("qcow2_header", qcow2_header),
 ];
 
 /// A migration stream, whoever wrote it: what can be read can be written, and is then the same. A
@@ -134,5 +136,31 @@ pub fn vbd_keys(data: &[u8]) {
             !error.is_empty() && !error.contains('\n') && error.len() < 1024,
             "{error:?}"
         );
+    }
+}
+
+/// The beginning of a qcow2 image, and how long its file is said to be: what passes names tables
+/// that lie within the file and are small enough to be read whole, and the rest is said in a line.
+pub fn qcow2_header(data: &[u8]) {
+    let Some((len, bytes)) = data.split_first_chunk() else {
+        return;
+    };
+    let file = u64::from_be_bytes(*len);
+    match Header::parse(bytes, file) {
+        Ok(header) => {
+            assert_eq!(extent(bytes), Ok(header.cluster() as usize));
+            assert!(header.bytes > 0 && header.bytes % 512 == 0);
+            let l1 = u64::from(header.l1_entries) * 8;
+            assert!(l1 <= 32 << 20 && header.l1_offset + l1 <= file);
+            let refcounts = u64::from(header.refcount_clusters) * header.cluster();
+            assert!(refcounts <= 8 << 20 && header.refcount_offset + refcounts <= file);
+            if let Some(backing) = header.backing {
+                assert!((1..=1023).contains(&backing.name.len()));
+            }
+        }
+        Err(error) => {
+            let error = error.to_string();
+            assert!(!error.is_empty() && !error.contains('\n'), "{error:?}");
+        }
     }
 }
