@@ -25,6 +25,7 @@
 //! be opened is an `error` there too, which `block-parapet` hands on to whoever attached the disk.
 
 mod connection;
+mod recovery;
 mod upkeep;
 
 use std::fmt;
@@ -40,6 +41,7 @@ use parapet_xenstore::xenbus::{self, Backend, Closed, Closing, End, InitWait, In
 
 use crate::budget::Budget;
 use crate::image::{Access, OpenError, Spec, SpecError};
+use crate::journal::{Journal, Journals};
 use crate::limit::{Limit, Pace};
 use crate::negotiation::{Assignment, BadKey, Offer};
 use crate::queue::{ImageOf, QueueError};
@@ -47,7 +49,6 @@ use crate::report::{Disk, Record, Stage};
 use crate::terms::Terms;
 use crate::turns::Turns;
 use connection::Changes;
-use upkeep::Upkeep;
 
 /// How long a queue may look for requests where the frontend runs on another processor: longer than
 /// two wake-ups across processors of a virtual machine, or it would never find any there.
@@ -77,6 +78,18 @@ impl Default for Options {
     }
 }
 
+/// The key in the backend's directory that has the name of the connection's journal: there the
+/// frontend cannot write.
+pub(crate) const JOURNAL_KEY: &str = "parapet-journal";
+
+/// How a device is found.
+pub(crate) enum Entry {
+    /// At its beginning, or to be put there.
+    Beginning,
+    /// As a backend before us has left it that had connected: with its journal, or without.
+    Left(Option<Journal>),
+}
+
 /// A vbd's nodes and what is behind them.
 pub(crate) struct Device<P: seam::Backend> {
     place: P,
@@ -87,6 +100,8 @@ pub(crate) struct Device<P: seam::Backend> {
     budget: Budget,
     /// For transactions: a domain may have only so many at once.
     turns: Turns,
+    /// Where to write down what is in flight.
+    journals: Option<Journals>,
     record: Record,
     complaints: Limit,
     connections: Limit,
@@ -189,8 +204,15 @@ impl<P: seam::Backend> Device<P> {
             options,
             budget,
             turns,
+            journals: None,
             record,
         }
+    }
+
+    /// Writes down what is in flight.
+    pub(crate) fn keeping(mut self, journals: Option<Journals>) -> Self {
+        self.journals = journals;
+        self
     }
 
     /// Serves the device until it is removed. Whatever goes wrong closes it, with the reason in
@@ -199,14 +221,16 @@ impl<P: seam::Backend> Device<P> {
     ///
     /// # Errors
     /// The xenstore's.
-    pub(crate) async fn serve(self) -> Result<(), client::Error> {
-        let outcome = match self
-            .turns
-            .take(Backend::open(&self.store, &self.path))
-            .await
-        {
-            Ok(backend) => self.live(backend).await,
-            Err(error) => Err(error.into()),
+    pub(crate) async fn serve(self, entry: Entry) -> Result<(), client::Error> {
+        let outcome = match entry {
+            Entry::Beginning => {
+                let opened = Backend::open(&self.store, &self.path);
+                match self.turns.take(opened).await {
+                    Ok(backend) => self.live(backend).await,
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Entry::Left(journal) => self.take_over(journal).await,
         };
         match outcome {
             // The toolstack did not wait for us: there is nothing left to close.
@@ -299,46 +323,71 @@ impl<P: seam::Backend> Device<P> {
                     return self.give_up(closing, &orders, &mut changes).await;
                 }
             };
-            // One back at the beginning waits for us to be so too.
-            while closing.is_online().await?
-                && !matches!(
-                    frontend_state(&closing).await?,
-                    XenbusState::Closed | XenbusState::Initialising
-                )
-            {
-                changes.next().await?;
-            }
-            if !closing.is_online().await? {
+            if !self.frontend_leaves(&closing, &mut changes).await? {
                 // A toolstack that sees us closed may hand the image to somebody else.
                 drop(opened);
                 self.closed(closing, &orders).await?;
                 return Ok(());
             }
-            let Some(closed) = self.closed(closing, &orders).await? else {
-                return Ok(());
+            let reopened = self.reopen(closing, &orders, &mut pace, &mut changes);
+            backend = match reopened.await? {
+                Some(backend) => backend,
+                None => return Ok(()),
             };
-            loop {
-                if !closed.is_online().await? {
-                    return Ok(());
-                }
-                if frontend_state(&closed).await? == XenbusState::Initialising {
-                    break;
-                }
-                changes.next().await?;
-            }
-            if let Some(when) = pace.begin(self.place.now()) {
-                let mut pause = pin!(self.place.sleep_until(when));
-                while changes.or(&mut pause).await?.is_none() {
-                    if !closed.is_online().await? {
-                        return Ok(());
-                    }
-                }
-            }
-            if self.made_anew(&closed, &orders).await? {
-                return Ok(());
-            }
-            backend = self.turns.take(closed.reopen()).await?;
         }
+    }
+
+    /// Waits until the frontend has left. Whether the device is to go on then.
+    async fn frontend_leaves(
+        &self,
+        closing: &Backend<Closing>,
+        changes: &mut Changes,
+    ) -> Result<bool, DeviceError> {
+        // One back at the beginning waits for us to be so too.
+        while closing.is_online().await?
+            && !matches!(
+                frontend_state(closing).await?,
+                XenbusState::Closed | XenbusState::Initialising
+            )
+        {
+            changes.next().await?;
+        }
+        Ok(closing.is_online().await?)
+    }
+
+    /// Closes a connection, and waits for the frontend to begin another; none if the device is not
+    /// wanted any more, or is another by then.
+    async fn reopen(
+        &self,
+        closing: Backend<Closing>,
+        orders: &Found,
+        pace: &mut Pace,
+        changes: &mut Changes,
+    ) -> Result<Option<Backend<Initialising>>, DeviceError> {
+        let Some(closed) = self.closed(closing, orders).await? else {
+            return Ok(None);
+        };
+        loop {
+            if !closed.is_online().await? {
+                return Ok(None);
+            }
+            if frontend_state(&closed).await? == XenbusState::Initialising {
+                break;
+            }
+            changes.next().await?;
+        }
+        if let Some(when) = pace.begin(self.place.now()) {
+            let mut pause = pin!(self.place.sleep_until(when));
+            while changes.or(&mut pause).await?.is_none() {
+                if !closed.is_online().await? {
+                    return Ok(None);
+                }
+            }
+        }
+        if self.made_anew(&closed, orders).await? {
+            return Ok(None);
+        }
+        Ok(Some(self.turns.take(closed.reopen()).await?))
     }
 
     /// Says that we have closed; nothing if the toolstack has made another device here meanwhile,
@@ -390,6 +439,11 @@ impl<P: seam::Backend> Device<P> {
                 return Ok(None);
             }
         };
+        Ok(Some(self.opened(assignment, image)))
+    }
+
+    /// What to make of an image that is open.
+    fn opened(&self, assignment: Assignment, image: Arc<ImageOf<P>>) -> Opened<P> {
         let offer = Offer {
             sectors: image.sectors(),
             physical_sector_size: image.physical_sector_size(),
@@ -412,6 +466,8 @@ impl<P: seam::Backend> Device<P> {
                 Access::ReadWrite => "read-write",
             },
         );
+        // A RAM disk goes with us.
+        let lasting = !matches!(assignment.params.parse(), Ok(Spec::Memory { .. }));
         let disk = Disk {
             image: assignment.params,
             access: assignment.access,
@@ -419,11 +475,12 @@ impl<P: seam::Backend> Device<P> {
         };
         self.record.note(|report| report.disk = Some(disk));
         let terms = Arc::new(Terms::new(offer.sectors));
-        Ok(Some(Opened {
+        Opened {
             image,
             offer,
             terms,
-        }))
+            lasting,
+        }
     }
 
     /// Closes a device before its frontend was let in, and tells the toolstack why. Nothing is left
@@ -515,16 +572,24 @@ impl<P: seam::Backend> Device<P> {
                 return Ok(ended(self.turns.take(waiting.close()).await?));
             }
         };
-        let mut upkeep = Upkeep::new(self.place.clone(), Arc::clone(&opened.image));
-        let closing = self
-            .see_to_its_end(waiting, opened, &mut running, &mut upkeep, changes)
-            .await;
-        // Also when the xenstore has failed, or the nodes are gone.
-        running.stop().await;
-        upkeep.stop().await;
-        if let Some(error) = running.take_error() {
-            self.complain(&error);
-        }
+        let name = running.journal.clone();
+        let mut told = opened.terms.sectors();
+        // The image may have another size by now than when it was offered.
+        let connected = waiting.connect(async |own: Keys| {
+            own.set("sectors", told).await?;
+            match &name {
+                Some(name) => own.set(JOURNAL_KEY, name).await,
+                None => Ok(()),
+            }
+        });
+        let closing = match self.turns.take(connected).await {
+            Ok(connected) => {
+                self.see_to_its_end(connected, opened, &mut running, &mut told, changes)
+                    .await
+            }
+            Err(error) => Err(error.into()),
+        };
+        self.end(running).await;
         Ok(ended(closing?))
     }
 }
@@ -536,6 +601,8 @@ struct Opened<P: seam::Backend> {
     offer: Offer,
     /// What is true for as long as the device lives, over all connections.
     terms: Arc<Terms>,
+    /// Whether what is in it outlives us.
+    lasting: bool,
 }
 
 impl<P: seam::Backend> Opened<P> {

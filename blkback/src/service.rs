@@ -1,5 +1,6 @@
 //! All vbds of a backend's domain: finds them in the xenstore, and serves each on its own.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -13,7 +14,8 @@ use parapet_xen_sys::io::xenbus::XenbusState;
 use parapet_xenstore::client::{self, Client};
 
 use crate::budget::Budget;
-use crate::device::{Device, Options};
+use crate::device::{Device, Entry, JOURNAL_KEY, Options};
+use crate::journal::{Journal, Journals, NotThere};
 use crate::report::{Reports, Vbd};
 use crate::turns::Turns;
 
@@ -45,8 +47,12 @@ enum Found {
     New,
     /// The toolstack wants it to go.
     Unwanted,
-    /// A backend before us has left it like this.
+    /// A backend before us died with it, and left its journal.
+    Crashed(Journal),
+    /// A backend before us has left it like this, and nothing else.
     Left(String),
+    /// It is in a state in which we do not leave one.
+    Odd,
     /// It is closed, until the toolstack removes it or uses it again.
     Closed,
     /// It is not there.
@@ -61,6 +67,7 @@ pub struct Service<P: Backend> {
     budget: Budget,
     turns: Turns,
     reports: Reports,
+    journals: Option<Journals>,
     /// `/local/domain/N/backend/vbd`.
     root: String,
 }
@@ -76,7 +83,15 @@ impl<P: Backend> Service<P> {
             turns: Turns::new(TRANSACTIONS),
             options,
             reports: Reports::default(),
+            journals: None,
         }
+    }
+
+    /// Keeps journals of what is in flight, so that a service that comes after this one crashed
+    /// goes on where it was.
+    pub fn keeping(mut self, journals: Journals) -> Self {
+        self.journals = Some(journals);
+        self
     }
 
     /// Where to look what the service does.
@@ -136,12 +151,20 @@ impl<P: Backend> Service<P> {
 
     /// Looks at all there is: at first, and whenever an event names no vbd.
     async fn look_at_all(&self, ended: &Endings, first: bool) -> Result<(), client::Error> {
+        let mut seen = BTreeSet::new();
         for domid in self.list(&self.root).await? {
             let folder = format!("{}/{domid}", self.root);
             for number in self.list(&folder).await? {
                 if let Some(vbd) = self.vbd_of(&format!("{folder}/{number}")) {
+                    seen.insert(vbd);
                     self.see_to(vbd, ended, first).await?;
                 }
+            }
+        }
+        if first && let Some(journals) = &self.journals {
+            // Those of guests that are no more, which went while nobody was there.
+            if let Err(error) = journals.retain(|vbd| seen.contains(&vbd)) {
+                log::warn!("old journals are not removed: {error}");
             }
         }
         Ok(())
@@ -179,14 +202,40 @@ impl<P: Backend> Service<P> {
             return Ok(Found::Nothing);
         };
         let online = self.read(&format!("{path}/online")).await?;
+        if first
+            && matches!(state.as_str(), "4" | "5")
+            && let Some(journal) = self.journal_of(vbd).await?
+        {
+            return Ok(Found::Crashed(journal));
+        }
         Ok(match state.as_str() {
             _ if online.as_deref() == Some("0") => Found::Unwanted,
             "1" => Found::New,
             // A backend before us had nothing of the frontend's, and would have gone on like this.
-            "2" | "6" if first && online.as_deref() == Some("1") => Found::New,
+            "2" | "3" | "6" if first && online.as_deref() == Some("1") => Found::New,
             "6" => Found::Closed,
-            _ => Found::Left(state),
+            _ if first => Found::Left(state),
+            _ => Found::Odd,
         })
+    }
+
+    /// The journal of a vbd's connection, if there is one.
+    async fn journal_of(&self, vbd: Vbd) -> Result<Option<Journal>, client::Error> {
+        let Some(journals) = &self.journals else {
+            return Ok(None);
+        };
+        let name = format!("{}/{JOURNAL_KEY}", self.path(vbd));
+        let Some(name) = self.read(&name).await? else {
+            return Ok(None);
+        };
+        match journals.open(vbd, &name) {
+            Ok(journal) => Ok(Some(journal)),
+            Err(NotThere::None) => Ok(None),
+            Err(error) => {
+                log::warn!("vbd {vbd}: {error}");
+                Ok(None)
+            }
+        }
     }
 
     /// Does what is due for a vbd that is not served. What the xenstore refuses for one vbd is no
@@ -207,20 +256,33 @@ impl<P: Backend> Service<P> {
             return Ok(());
         }
         match self.find(vbd, first).await? {
-            Found::New => self.serve(vbd, ended),
+            Found::New => self.serve(vbd, Entry::Beginning, ended),
             Found::Unwanted => self.let_go(vbd).await?,
-            Found::Left(state) if first => log::warn!(
-                "vbd {vbd}: a backend before this one has left it in state {state}: it is served \
-                 again when it is attached anew"
-            ),
-            Found::Left(_) | Found::Closed => {}
+            Found::Crashed(journal) => self.serve(vbd, Entry::Left(Some(journal)), ended),
+            Found::Left(state) => {
+                log::warn!(
+                    "vbd {vbd}: a backend before this one has left it in state {state}, and no \
+                     journal: its frontend has to connect again"
+                );
+                self.serve(vbd, Entry::Left(None), ended);
+            }
+            Found::Closed | Found::Odd => {}
             Found::Nothing => self.forget_error(vbd).await?,
         }
         Ok(())
     }
 
     /// Serves a vbd in a task of its own.
-    fn serve(&self, vbd: Vbd, ended: &Endings) {
+    fn serve(&self, vbd: Vbd, entry: Entry, ended: &Endings) {
+        let left = match &entry {
+            Entry::Left(Some(journal)) => journal.header().slots.len(),
+            _ => 0,
+        };
+        // Which one before us may have offered more of.
+        let queues = self
+            .options
+            .queues
+            .max(u32::try_from(left).unwrap_or(u32::MAX));
         let device = Device::new(
             self.place.clone(),
             self.store.clone(),
@@ -228,12 +290,13 @@ impl<P: Backend> Service<P> {
             self.options,
             self.budget.clone(),
             self.turns.clone(),
-            self.reports.begin(vbd, self.options.queues),
-        );
+            self.reports.begin(vbd, queues),
+        )
+        .keeping(self.journals.clone());
         let ended = ended.clone();
         let place = self.place.clone();
         self.place.spawn(async move {
-            match device.serve().await {
+            match device.serve(entry).await {
                 Ok(()) => {}
                 Err(error @ client::Error::Broken(_)) => log::debug!("vbd {vbd}: {error}"),
                 Err(error) => {

@@ -11,8 +11,9 @@ use parapet_ring::Peer;
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::xenbus::XenbusState;
 use parapet_xenstore::client::{self, Client, Watch};
-use parapet_xenstore::xenbus::{Backend, Closing, End, InitWait, Keys};
+use parapet_xenstore::xenbus::{Backend, Closing, Connected, End, InitWait, Keys};
 
+use super::recovery::Kept;
 use super::upkeep::{Done, Upkeep};
 use super::{Device, DeviceError, Found, Opened, frontend_state};
 use crate::budget::Share;
@@ -22,7 +23,11 @@ use crate::report::{Connection, Stage};
 use crate::request::{Layout, X86_32, X86_64};
 
 /// The queues of a device at work.
-pub(super) struct Running(Vec<RunningQueue>);
+pub(super) struct Running {
+    queues: Vec<RunningQueue>,
+    /// The name of their journal, if they have one.
+    pub(super) journal: Option<String>,
+}
 
 /// One of them.
 struct RunningQueue {
@@ -97,7 +102,7 @@ impl Running {
     /// Ready when a queue has ended: the device goes with the first of them.
     fn poll_any_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let ended = |queue: &mut RunningQueue| queue.poll_ended(cx).is_ready();
-        match self.0.iter_mut().any(ended) {
+        match self.queues.iter_mut().any(ended) {
             true => Poll::Ready(()),
             false => Poll::Pending,
         }
@@ -105,17 +110,20 @@ impl Running {
 
     /// Makes sure that all queues have let go of everything.
     pub(super) async fn stop(&mut self) {
-        for queue in &mut self.0 {
+        for queue in &mut self.queues {
             drop(queue.stop.take());
         }
-        for queue in &mut self.0 {
+        for queue in &mut self.queues {
             poll_fn(|cx| queue.poll_ended(cx)).await;
         }
     }
 
     /// Why a queue ended, if that was an error, and is told for the first time.
     pub(super) fn take_error(&mut self) -> Option<DeviceError> {
-        let mut ended = self.0.iter_mut().filter_map(|queue| queue.ended.as_mut());
+        let mut ended = self
+            .queues
+            .iter_mut()
+            .filter_map(|queue| queue.ended.as_mut());
         let error = ended.find_map(|ended| std::mem::replace(ended, Ok(())).err());
         error.map(Into::into)
     }
@@ -190,9 +198,30 @@ impl<P: seam::Backend> Device<P> {
         let answer = Answer::parse(offered, |key| keys.get(key))?;
         self.set_rates(waiting, opened).await?;
         opened.terms.set_sectors(opened.image.sectors());
-        let running = match answer.protocol {
-            Protocol::X86_64 => self.start::<X86_64>(waiting.other_domid(), &answer, opened)?,
-            Protocol::X86_32 => self.start::<X86_32>(waiting.other_domid(), &answer, opened)?,
+        let journal = self.begin_journal(keys, &answer, opened);
+        let keep = match &journal {
+            Some(journal) => Kept::Anew(journal),
+            None => Kept::No,
+        };
+        self.run_queues(waiting.other_domid(), &answer, opened, keep)
+            .await
+    }
+
+    /// Starts the queues of a connection, new or taken over.
+    pub(super) async fn run_queues(
+        &self,
+        peer: DomId,
+        answer: &Answer,
+        opened: &Opened<P>,
+        kept: Kept<'_>,
+    ) -> Result<Running, DeviceError> {
+        let queues = match answer.protocol {
+            Protocol::X86_64 => self.start::<X86_64>(peer, answer, opened, kept).await?,
+            Protocol::X86_32 => self.start::<X86_32>(peer, answer, opened, kept).await?,
+        };
+        let running = Running {
+            queues,
+            journal: kept.journal().map(|journal| journal.header().name.clone()),
         };
         let ring_pages = answer.queues.first().map_or(0, |queue| queue.ring.len());
         let connection = Connection {
@@ -213,26 +242,32 @@ impl<P: seam::Backend> Device<P> {
     }
 
     /// Makes all queues, and if that goes well starts them, each in a task of its own.
-    fn start<L: Layout>(
+    async fn start<L: Layout>(
         &self,
         peer: DomId,
         answer: &Answer,
         opened: &Opened<P>,
-    ) -> Result<Running, DeviceError> {
+        kept: Kept<'_>,
+    ) -> Result<Vec<RunningQueue>, DeviceError> {
+        let mut queues = Vec::new();
         let of_each = answer.queues.iter().zip(self.record.stats().queues());
-        let queues = of_each.map(|(queue, stats)| {
+        for (at, (queue, stats)) in of_each.enumerate() {
             let QueueAnswer { ring, port } = queue;
             let ring = self.place.map(peer, ring, Access::ReadWrite)?;
             let Ok(ring) = Peer::new(ring) else {
                 // Asked for to be writable, and the place says that it is.
                 return Err(MapError::Host(0).into());
             };
+            let channel = match kept {
+                Kept::On(_) => self.bind_again(peer, *port).await?,
+                Kept::No | Kept::Anew(_) => self.place.bind(peer, *port)?,
+            };
             let share = answer.persistent.then(|| self.budget.share());
-            let queue = Queue::<P, L>::new(QueueSetup {
+            let setup = QueueSetup {
                 place: self.place.clone(),
                 peer,
                 ring,
-                channel: self.place.bind(peer, *port)?,
+                channel,
                 image: Arc::clone(&opened.image),
                 terms: Arc::clone(&opened.terms),
                 discard: opened.offer.discard,
@@ -240,10 +275,9 @@ impl<P: seam::Backend> Device<P> {
                 poll: self.options.poll,
                 stats: Arc::clone(stats),
                 complaints: self.complaints.clone(),
-            })?;
-            Ok((queue, share))
-        });
-        let queues: Vec<_> = queues.collect::<Result<_, DeviceError>>()?;
+            };
+            queues.push((Queue::<P, L>::keeping(setup, kept.of(at))?, share));
+        }
         let running = queues.into_iter().map(|(queue, share)| {
             let (stop, stopped) = oneshot::channel();
             let (ended, outcome) = oneshot::channel();
@@ -264,24 +298,60 @@ impl<P: seam::Backend> Device<P> {
                 ended: None,
             }
         });
-        Ok(Running(running.collect()))
+        Ok(running.collect())
     }
 
-    /// Says that the device is connected, and waits until its frontend has left.
+    /// Waits until the frontend of a connected device, which was `told` a size, has left.
     pub(super) async fn see_to_its_end(
         &self,
-        waiting: Backend<InitWait>,
+        connected: Backend<Connected>,
+        opened: &Opened<P>,
+        running: &mut Running,
+        told: &mut u64,
+        changes: &mut Changes,
+    ) -> Result<Backend<Closing>, DeviceError> {
+        let mut upkeep = Upkeep::new(self.place.clone(), Arc::clone(&opened.image));
+        let closing = self
+            .keep_up(connected, opened, running, &mut upkeep, told, changes)
+            .await;
+        upkeep.stop().await;
+        closing
+    }
+
+    /// Lets go of all that a connection had, also when the xenstore has failed, or the nodes are
+    /// gone.
+    pub(super) async fn end(&self, mut running: Running) {
+        running.stop().await;
+        if let Some(error) = running.take_error() {
+            self.complain(&error);
+        }
+        self.forget_journal();
+    }
+
+    async fn keep_up(
+        &self,
+        connected: Backend<Connected>,
         opened: &Opened<P>,
         running: &mut Running,
         upkeep: &mut Upkeep<P>,
+        told: &mut u64,
         changes: &mut Changes,
     ) -> Result<Backend<Closing>, DeviceError> {
-        let mut told = opened.terms.sectors();
-        // The image may have another size by now than when it was offered.
-        let connected = waiting.connect(async |own: Keys| own.set("sectors", told).await);
-        let connected = self.turns.take(connected).await?;
-        let mut standing = Standing::Serving;
+        let own: Option<String> = connected.own().find("state").await?;
+        // One that is closing already was so when we took it over.
+        let mut standing = match own.as_deref() {
+            Some("5") => Standing::Leaving,
+            _ => Standing::Serving,
+        };
+        // While nobody was there it may have changed.
+        let mut looked = true;
         while standing == Standing::Serving && connected.is_online().await? {
+            let sectors = opened.image.sectors();
+            if looked && sectors != *told {
+                opened.terms.set_sectors(sectors);
+                self.tell_size(sectors).await?;
+                *told = sectors;
+            }
             if changes.of_our_own() {
                 self.set_rates(&connected, opened).await?;
                 if let Some(sectors) = self.wanted_size(&connected).await? {
@@ -294,12 +364,7 @@ impl<P: seam::Backend> Device<P> {
                 self.answer_resize(&connected, outcome.as_ref().map_err(|e| e.to_string()))
                     .await?;
             }
-            let sectors = opened.image.sectors();
-            if done.is_some() && sectors != told {
-                opened.terms.set_sectors(sectors);
-                self.tell_size(sectors).await?;
-                told = sectors;
-            }
+            looked = done.is_some();
         }
         if let Some(error) = running.take_error() {
             self.report(&connected, &error).await?;
@@ -313,7 +378,7 @@ impl<P: seam::Backend> Device<P> {
     }
 
     /// Sees how fast the operator lets the disk be used. What makes no sense changes nothing.
-    async fn set_rates(&self, end: &End, opened: &Opened<P>) -> Result<(), DeviceError> {
+    pub(super) async fn set_rates(&self, end: &End, opened: &Opened<P>) -> Result<(), DeviceError> {
         let keys = Found::read(end.own(), Rates::KEYS.iter().copied()).await?;
         match Rates::parse(|key| keys.get(key)) {
             Ok(rates) => {

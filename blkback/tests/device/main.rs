@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod changes;
+mod crashes;
 mod hostile;
 mod life;
 #[path = "../plain/mod.rs"]

@@ -1,16 +1,17 @@
 //! A host with a xenstore, a block backend and a guest, and what a toolstack does there.
 
 use parapet_blkback::device::Options;
+use parapet_blkback::journal::Journals;
 use parapet_blkback::report::{Report, Reports, Vbd as Key};
 use parapet_blkback::request::X86_64;
 use parapet_blkback::service::Service;
 use parapet_hypervisor::block_on;
-use parapet_hypervisor::loopback::{self, Domain, DomainConfig, Hypervisor};
-use parapet_hypervisor::seam::{Channel, Grant, Identity};
+use parapet_hypervisor::loopback::{self, Domain, DomainConfig, Hypervisor, Process};
+use parapet_hypervisor::seam::{Backend, Channel, Grant, Identity};
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::blkif::{Operation, Status};
 use parapet_xenstore::client::{Client, Watch};
-use parapet_xenstore::server::daemon::Daemon;
+use parapet_xenstore::server::daemon::{Daemon, Handle};
 use parapet_xenstore::store::Store;
 
 use crate::plain::Plain;
@@ -25,6 +26,7 @@ pub(crate) struct Host {
     pub(crate) stranger: Domain,
     /// The backend's ports when it has no vbd.
     ports: usize,
+    xenstored: Handle,
     _hypervisor: Hypervisor,
 }
 
@@ -46,40 +48,36 @@ pub(crate) fn boot_after(before: impl FnOnce(&Client)) -> Host {
     boot_with(|dom0, _| dom0.clone(), before)
 }
 
+/// A host without a backend: [`Host::begin`] starts one in domain 0.
+pub(crate) fn boot_without() -> Host {
+    boot_empty(|dom0, _| dom0.clone())
+}
+
 fn boot_with(
     backend: impl FnOnce(&Domain, &Hypervisor) -> Domain,
     before: impl FnOnce(&Client),
 ) -> Host {
+    let mut host = boot_empty(backend);
+    before(&host.store);
+    host.serve(host.backend.clone(), None);
+    host
+}
+
+fn boot_empty(backend: impl FnOnce(&Domain, &Hypervisor) -> Domain) -> Host {
     let hypervisor = Hypervisor::new(loopback::Config::default()).unwrap();
     let domain = || hypervisor.create(DomainConfig::default()).unwrap();
     let (dom0, guest, stranger) = (domain(), domain(), domain());
     let backend = backend(&dom0, &hypervisor);
     let (daemon, xenstored) = Daemon::new(dom0.clone(), Store::default(), |_| true);
     dom0.run(|_| daemon.run());
-    let connect = || Client::start(&backend, xenstored.connect());
-    let store = connect();
-    before(&store);
-    let ports = backend.ports_in_use();
-    let service = Service::new(
-        backend.clone(),
-        connect(),
-        Options {
-            queues: 4,
-            ..Options::default()
-        },
-    );
-    let reports = service.reports();
-    backend.run(|_| async move {
-        // It ends with the xenstore, when the test does.
-        let _ = service.run().await;
-    });
     Host {
-        store,
-        reports,
+        store: Client::start(&backend, xenstored.connect()),
+        reports: Reports::default(),
+        ports: backend.ports_in_use(),
         backend,
         guest,
         stranger,
-        ports,
+        xenstored,
         _hypervisor: hypervisor,
     }
 }
@@ -112,6 +110,31 @@ impl Vbd {
 pub(crate) const SCRIPT: (&str, &str) = ("script", "/etc/xen/scripts/block-parapet");
 
 impl Host {
+    /// Starts the backend at `place`, which is in its domain.
+    fn serve<P: Backend>(&mut self, place: P, journals: Option<&Journals>) {
+        let store = Client::start(&place, self.xenstored.connect());
+        let options = Options {
+            queues: 4,
+            ..Options::default()
+        };
+        let mut service = Service::new(place.clone(), store, options);
+        if let Some(journals) = journals {
+            service = service.keeping(journals.clone());
+        }
+        self.reports = service.reports();
+        place.spawn(async move {
+            // It ends with the xenstore, when the test does.
+            let _ = service.run().await;
+        });
+    }
+
+    /// Starts the backend in a process of its own.
+    pub(crate) fn begin(&mut self, journals: Option<&Journals>) -> Process {
+        let process = self.backend.process();
+        self.serve(process.clone(), journals);
+        process
+    }
+
     /// What xl does for a line of `disk=`.
     pub(crate) fn attach(&self, number: u32, params: &str, mode: &str) -> Vbd {
         self.attach_with(number, params, mode, &[])

@@ -1,4 +1,4 @@
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2119,SC2120
 # The words of cases about disks, on top of those of lib.sh. The lines that begin with ## are the
 # reference.
 
@@ -188,3 +188,69 @@ uses_every_feature() {
 
 ## has_sectors GUEST VDEV COUNT   whether the guest knows of so many; for wait_for
 has_sectors() { [ "$(in_guest "$1" "cat /sys/block/$2/size")" = "$3" ]; }
+
+## verified_io GUEST VDEV MIB   writes, flushes and reads back without end; each round is another part of the disk
+verified_io() {
+    start_in_guest "$1" "
+        touch /tmp/io
+        dd if=/dev/urandom of=/tmp/random bs=64k count=20
+        round=0
+        while [ -e /tmp/io ]; do
+            round=\$((round + 1))
+            tail -c +\$((round % 997 + 1)) /tmp/random | head -c 1048576 >/tmp/new
+            dd if=/tmp/new of=/dev/$2 bs=64k seek=\$((round % $3 * 16)) conv=fsync,notrunc || echo BAD: not written
+            echo 3 >/proc/sys/vm/drop_caches
+            dd if=/dev/$2 bs=64k skip=\$((round % $3 * 16)) count=16 | cmp - /tmp/new || echo BAD: round \$round
+            echo \$round >/tmp/rounds
+        done"
+    wait_for 60 "I/O is under way" goes_on "$1" "$2" "0 reads, 0 sectors; 0 writes, 0 sectors; 0 flushes"
+}
+# A daemon that has just started counts from zero.
+goes_on() {
+    _now_counted=$(counters "$1" "$2")
+    [ -n "$_now_counted" ] && moves "$1" "$2" "$3"
+}
+
+## killed_and_started GUEST VDEV [SIGNAL]   our backend goes without a word in the middle of I/O, and another comes
+killed_and_started() {
+    end_daemon blkback "${3:-KILL}" || :
+    blkback
+    wait_for 60 "I/O goes on" goes_on "$1" "$2" "0 reads, 0 sectors; 0 writes, 0 sectors; 0 flushes"
+}
+
+## survives_kills NAME pv|pvh TIMES   a guest with a file and a block device, whose backend is killed so many times
+survives_kills() {
+    modprobe loop
+    known_disk data 16
+    known_disk device 16
+    _loop=$(losetup -f)
+    losetup "$_loop" /disks/device
+    blkback
+    guest "$1" "$2" "disk = ['$(line xvda rw /disks/data)', '$(line xvdb rw "$_loop")']"
+    _domid=$(xl domid "$1")
+    _console=/results/console/guest-$1.log
+    in_guest "$1" true
+    _lines=$(wc -l <"$_console")
+    _back=/local/domain/0/backend/vbd/$_domid
+    _nodes=$(xenstore-ls -f "$_back" | md5sum)
+    verified_io "$1" xvdb 16
+    for _ in $(seq "$3"); do killed_and_started "$1" xvdb; done
+    # As by an upgrade.
+    killed_and_started "$1" xvdb TERM
+    expect "how often it went on" "$(grep -c 'goes on where' /results/daemon-blkback.log)" -ge "$3"
+    stop_io "$1"
+    expect "rounds" "$(in_guest "$1" "cat /tmp/rounds")" -gt 3
+    # The other disk had nothing in flight, and is served as well.
+    end_daemon blkback KILL || :
+    blkback
+    reads_and_writes "$1" xvda /disks/data
+    expect "what xvdb holds" "$(sum_in "$1" /dev/xvdb)" = "$(sum "$_loop")"
+    expect "the backend's nodes" "$(xenstore-ls -f "$_back" | md5sum)" = "$_nodes"
+    in_guest "$1" true
+    tail -n +"$_lines" "$_console" | grep -v '^|' >/run/case/kernel || :
+    refuse "the guest's kernel said something" grep -iE 'xvd|vbd|blk|i/o|hung|stall' /run/case/kernel
+    guest_off "$1"
+    expect "what is left" "$(leftovers "$_domid")" = "grants=0 ports=0 backends=0"
+    expect "journals that are left" "$(find /run/parapet -name '*.journal' | wc -l)" = 0
+    check "the device is free" losetup -d "$_loop"
+}

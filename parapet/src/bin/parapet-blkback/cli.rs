@@ -19,6 +19,9 @@ use crate::serve::{self, Settings};
 ///
 /// It runs in domain 0 or in a driver domain, in the foreground, until SIGTERM or SIGINT, and
 /// serves every vbd that the toolstack makes there. It logs to standard error.
+///
+/// However it ends, by a signal or a crash, guests keep their disks, and wait: the next one that is
+/// started goes on where it was.
 #[derive(Debug, Parser)]
 #[command(name = NAME, version, after_help = EXAMPLES)]
 struct Cli {
@@ -67,6 +70,33 @@ struct Serve {
     /// many as it likes [default: the number of processors, and at most 4].
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=64))]
     queues: Option<u32>,
+
+    #[command(flatten)]
+    keep: Keep,
+}
+
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+struct Keep {
+    /// The folder of the journals, by which a daemon that starts again goes on where one before it
+    /// crashed or was stopped, without the guests noticing. It has to outlive the daemon, and should
+    /// be in memory [default: blkback in the folder of --run-dir].
+    #[arg(long, value_name = "DIR")]
+    journal: Option<PathBuf>,
+
+    /// Keeps no journals: guests whose daemon ended lose their disks, unless they can connect anew.
+    #[arg(long)]
+    no_journal: bool,
+}
+
+impl Keep {
+    /// The folder, if there is to be one.
+    fn folder(self, run_dir: &Path) -> Option<PathBuf> {
+        match self.no_journal {
+            true => None,
+            false => Some(self.journal.unwrap_or_else(|| run_dir.join("blkback"))),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -119,6 +149,7 @@ pub(crate) fn main() -> ExitCode {
                 several => (POLL, several.min(4) as u32),
             };
             serve::serve(&Settings {
+                journals: cli.serve.keep.folder(&cli.run_dir),
                 run_dir: cli.run_dir,
                 poll: cli.serve.poll.map_or(poll, Duration::from_micros),
                 queues: cli.serve.queues.unwrap_or(queues),

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use parapet::daemon::LockError;
+use parapet_blkback::journal::Journals;
 use parapet_hypervisor::seam::HostDescriptors;
 use parapet_hypervisor::xen::{self, Xen};
 use parapet_xen_sys::DomId;
@@ -37,6 +38,17 @@ pub(crate) enum NotReady {
     /// Another daemon, or no place for a lock.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// No place for the journals.
+    #[error(
+        "no journals can be kept in {folder}: {error}. Name another folder with --journal, or do \
+         without one (--no-journal), in which case guests notice when this daemon ends"
+    )]
+    Journals {
+        /// The folder.
+        folder: String,
+        /// What the host says.
+        error: io::Error,
+    },
     /// No place for the socket.
     #[error("the status socket cannot be made: {0}")]
     Socket(io::Error),
@@ -74,6 +86,14 @@ pub(crate) fn no_kernel_backend(sysfs: &Path) -> Result<(), NotReady> {
         true => Err(NotReady::KernelBackend),
         false => Ok(()),
     }
+}
+
+/// The folder of the journals.
+pub(crate) fn journals(folder: &Path) -> Result<Journals, NotReady> {
+    Journals::in_folder(folder).map_err(|error| NotReady::Journals {
+        folder: folder.display().to_string(),
+        error,
+    })
 }
 
 /// How many mappings this process may have, as the kernel whose files are in `proc` says.

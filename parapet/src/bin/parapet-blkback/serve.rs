@@ -16,6 +16,8 @@ use crate::ready::{self, NotReady};
 /// What the command line chose.
 pub(crate) struct Settings {
     pub(crate) run_dir: PathBuf,
+    /// The folder of the journals, if there are to be any.
+    pub(crate) journals: Option<PathBuf>,
     pub(crate) poll: Duration,
     pub(crate) queues: u32,
 }
@@ -44,7 +46,10 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         queues: settings.queues,
         persistent_pages: ready::mappings(Path::new("/proc")).map(|most| most / 2),
     };
-    let service = Service::new(place.clone(), store, options);
+    let mut service = Service::new(place.clone(), store, options);
+    if let Some(folder) = &settings.journals {
+        service = service.keeping(ready::journals(folder)?);
+    }
     let reports = service.reports();
     let _socket = StatusSocket::open(&settings.run_dir, NAME, {
         let reports = reports.clone();
@@ -94,9 +99,9 @@ fn in_use(reports: &Reports) -> String {
     let names: Vec<String> = connected.map(|report| report.vbd.to_string()).collect();
     match names.as_slice() {
         [] => "with no disk in use".into(),
-        [one] => format!("with 1 disk in use ({one}), whose guest waits from now on"),
+        [one] => format!("with 1 disk in use ({one}), whose guest waits for the next daemon"),
         several => format!(
-            "with {} disks in use ({}), whose guests wait from now on",
+            "with {} disks in use ({}), whose guests wait for the next daemon",
             several.len(),
             several.join(", ")
         ),

@@ -1,0 +1,3 @@
+# A stock PV guest under verified I/O does not notice that parapet-blkback is killed and started again, a dozen times.
+# limit: 600
+survives_kills crash-pv pv 12

@@ -1,0 +1,4 @@
+# A stock PVH guest under verified I/O does not notice that parapet-blkback is killed and started again, a dozen times.
+# machine: pvh
+# limit: 600
+survives_kills crash-pvh pvh 12
