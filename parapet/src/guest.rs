@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parapet_blkfront::vdev::{NotAVdev, Vdev};
-use parapet_blkfront::{ConnectError, Disk};
+use parapet_blkfront::{self as blkfront, ConnectError, Disk};
 use parapet_hypervisor::loopback::Domain;
 use parapet_xenstore::client::{self, Client};
 
@@ -18,6 +18,7 @@ struct Inner {
     domain: Domain,
     store: Client,
     progress: Arc<Progress>,
+    disks: blkfront::Config,
 }
 
 /// Why a guest has no such disk.
@@ -61,12 +62,16 @@ impl Guest {
         domain: Domain,
         store: Client,
         progress: Arc<Progress>,
+        vcpus: usize,
     ) -> Self {
+        // More than a few are of no use to anybody.
+        let queues = vcpus.clamp(1, 4) as u32;
         Guest(Arc::new(Inner {
             name,
             domain,
             store,
             progress,
+            disks: blkfront::Config::new().queues(queues),
         }))
     }
 
@@ -90,18 +95,36 @@ impl Guest {
         &self.0.progress
     }
 
+    /// How its disks are connected, if nothing else is said: with a queue for each vCPU, up to
+    /// four.
+    pub fn disk_config(&self) -> blkfront::Config {
+        self.0.disks
+    }
+
     /// Connects the disk that its configuration calls `vdev`, for example `xvda`. Each disk can be
     /// connected once at a time.
     ///
     /// # Errors
     /// There is no such disk, or its backend refuses.
     pub async fn disk(&self, vdev: &str) -> Result<Disk<Domain>, GuestError> {
+        self.disk_as(vdev, self.disk_config()).await
+    }
+
+    /// As [`Guest::disk`], connected as `config` has it.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn disk_as(
+        &self,
+        vdev: &str,
+        config: blkfront::Config,
+    ) -> Result<Disk<Domain>, GuestError> {
         let vdev: Vdev = vdev.parse()?;
         let has = self.vdevs().await?;
         if !has.contains(&vdev) {
             return Err(GuestError::NoDisk { vdev, has });
         }
-        self.connect(vdev).await
+        self.connect(vdev, config).await
     }
 
     /// Connects all its disks, in the order of their numbers.
@@ -111,7 +134,7 @@ impl Guest {
     pub async fn disks(&self) -> Result<Vec<(Vdev, Disk<Domain>)>, GuestError> {
         let mut disks = Vec::new();
         for vdev in self.vdevs().await? {
-            disks.push((vdev, self.connect(vdev).await?));
+            disks.push((vdev, self.connect(vdev, self.disk_config()).await?));
         }
         Ok(disks)
     }
@@ -133,9 +156,14 @@ impl Guest {
         Ok(vdevs)
     }
 
-    async fn connect(&self, vdev: Vdev) -> Result<Disk<Domain>, GuestError> {
+    async fn connect(
+        &self,
+        vdev: Vdev,
+        config: blkfront::Config,
+    ) -> Result<Disk<Domain>, GuestError> {
         let path = format!("device/vbd/{}", vdev.number());
-        Disk::connect(self.domain(), self.store(), &path)
+        config
+            .connect(self.domain(), self.store(), &path)
             .await
             .map_err(|error| GuestError::Connect { vdev, error })
     }

@@ -20,8 +20,9 @@ use parapet_blkback::stats::DiskStats;
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::loopback::sched::policy::Policy;
 use parapet_hypervisor::loopback::{
-    Config, CreateError, Domain, DomainConfig, Hypervisor, Idle, ShutdownReason,
+    Config, CreateError, Domain, DomainConfig, Hypervisor, Idle, Process, ShutdownReason,
 };
+use parapet_hypervisor::seam::Backend;
 use parapet_hypervisor::seam::prelude::*;
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::Errno;
@@ -69,6 +70,7 @@ pub struct HostBuilder {
     config: Config,
     options: Options,
     queues: Option<u32>,
+    killable: bool,
 }
 
 impl HostBuilder {
@@ -109,6 +111,12 @@ impl HostBuilder {
         self
     }
 
+    /// Lets the block backends be killed without warning: [`Host::restart_backends`].
+    pub fn killable_backends(mut self) -> Self {
+        self.killable = true;
+        self
+    }
+
     /// Boots the host: domain 0, in which xenstored and the backends run.
     ///
     /// # Errors
@@ -132,22 +140,53 @@ impl HostBuilder {
         });
         dom0.run(async move |_| xenstored.run().await);
         let store = connect(&dom0, &handle)?;
-        let service = Service::new(dom0.clone(), store.clone(), options);
-        let reports = service.reports();
-        dom0.run(async move |_| {
-            // xenstored is a task of the same domain: it goes only when that does.
-            if let Err(error) = service.run().await {
-                log::debug!("the block backends end: {error}");
-            }
-        });
+        let backends = match self.killable {
+            true => Backends::killable(&dom0, &store, options),
+            false => Backends {
+                reports: serve(&dom0, &store, options),
+                process: None,
+            },
+        };
         Ok(Host {
             hypervisor,
             dom0,
             xenstored: handle,
-            toolstack: Toolstack::new(store),
-            reports,
+            toolstack: Toolstack::new(store.clone()),
+            store,
+            options,
+            backends: Mutex::new(backends),
             disks: Mutex::default(),
         })
+    }
+}
+
+/// Starts the block backends at a place in domain 0.
+fn serve<P: Backend>(place: &P, store: &Client, options: Options) -> Reports {
+    let service = Service::new(place.clone(), store.clone(), options);
+    let reports = service.reports();
+    place.spawn(async move {
+        // xenstored is a task of the same domain: it goes only when that does.
+        if let Err(error) = service.run().await {
+            log::debug!("the block backends end: {error}");
+        }
+    });
+    reports
+}
+
+/// The block backends at work.
+struct Backends {
+    reports: Reports,
+    /// What can be killed of them.
+    process: Option<Process>,
+}
+
+impl Backends {
+    fn killable(dom0: &Domain, store: &Client, options: Options) -> Self {
+        let process = dom0.process();
+        Backends {
+            reports: serve(&process, store, options),
+            process: Some(process),
+        }
     }
 }
 
@@ -168,7 +207,9 @@ pub struct Host {
     dom0: Domain,
     xenstored: Handle,
     toolstack: Toolstack,
-    reports: Reports,
+    store: Client,
+    options: Options,
+    backends: Mutex<Backends>,
     disks: Mutex<Vec<DiskReport>>,
 }
 
@@ -200,8 +241,25 @@ impl Host {
     }
 
     /// How the vbds of its block backend fare.
-    pub fn reports(&self) -> &Reports {
-        &self.reports
+    pub fn reports(&self) -> Reports {
+        self.backends().reports.clone()
+    }
+
+    fn backends(&self) -> MutexGuard<'_, Backends> {
+        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Kills the block backends in the middle of whatever they are about, as `kill -9` does, and
+    /// starts others in their place. False: the host was not built so that they can be
+    /// ([`HostBuilder::killable_backends`]).
+    pub fn restart_backends(&self) -> bool {
+        let mut backends = self.backends();
+        let Some(process) = backends.process.take() else {
+            return false;
+        };
+        block_on(process.kill());
+        *backends = Backends::killable(&self.dom0, &self.store, self.options);
+        true
     }
 
     /// What every disk did that was ever attached, in that order.
@@ -255,6 +313,7 @@ impl Host {
             running.domain.clone(),
             store,
             Arc::clone(&running.progress),
+            config.vcpus,
         );
         let outcome = Arc::clone(&running.outcome);
         running.domain.run(move |domain| async move {
@@ -324,7 +383,7 @@ impl<T> Running<'_, T> {
                 reason,
             },
         })?;
-        if let Some(report) = self.host.reports.of(vbd) {
+        if let Some(report) = self.host.reports().of(vbd) {
             self.host.lock_disks().push(DiskReport {
                 guest: self.name.clone(),
                 disk: disk.clone(),
@@ -344,7 +403,7 @@ impl<T> Running<'_, T> {
             for vbd in self.attached.drain(..) {
                 self.host.toolstack.detach(vbd).await?;
                 // By now its image is closed, and the next guest may open it.
-                self.host.reports.ended(vbd).await;
+                self.host.reports().ended(vbd).await;
             }
             Ok(())
         });

@@ -20,6 +20,7 @@
 //! | [`config`] | what a host and its guests are made of, read from TOML in xl's words |
 //! | [`programs`] | what a guest runs that brings no program of its own |
 //! | [`report`] | what each disk did |
+//! | [`nbd`] | a guest's disk for the NBD clients of the machine |
 //! | [`daemon`] | what daemons on a real Xen host share, `parapet-blkback` first |
 //!
 //! A driver author boots a host, a backend and a guest within a test:
@@ -53,6 +54,7 @@ pub mod config;
 pub mod daemon;
 pub mod guest;
 pub mod host;
+pub mod nbd;
 pub mod programs;
 pub mod report;
 mod toolstack;

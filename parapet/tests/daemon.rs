@@ -101,7 +101,7 @@ fn the_status_of_no_daemon_says_how_to_start_it() {
 fn the_status_of_a_daemon_has_every_disk_and_what_it_did() {
     let folder = tempfile::tempdir().unwrap();
     let host = Host::builder().pcpus(1).build().unwrap();
-    let (reports, domid) = (host.reports().clone(), host.dom0().domid());
+    let (reports, domid) = (host.reports(), host.dom0().domid());
     let _socket = StatusSocket::open(folder.path(), NAME, move || {
         Status::new(domid, &reports.all())
     })

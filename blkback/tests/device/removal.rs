@@ -83,42 +83,56 @@ fn a_device_goes_at_once_whatever_a_frontend_that_is_not_connected_does() {
 
 #[test]
 fn a_device_taken_away_before_it_was_seen_is_closed() {
-    for online in ["0", "1"] {
-        let vbd = Vbd::new(DomId::ZERO, DomId(1), 51712);
-        let host = boot_after(|store| {
-            make(
-                store,
-                &vbd,
-                &[("params", "null:1G"), ("mode", "w"), ("state", "5")],
-            );
-            block_on(store.write(&format!("{}/online", vbd.back), online)).unwrap();
-        });
-        if online == "1" {
-            // Another backend's, until the toolstack wants it to go.
-            host.detach(&vbd);
+    let vbd = Vbd::new(DomId::ZERO, DomId(1), 51712);
+    let host = boot_after(|store| {
+        make(
+            store,
+            &vbd,
+            &[("params", "null:1G"), ("mode", "w"), ("state", "5")],
+        );
+        block_on(store.write(&format!("{}/online", vbd.back), "0")).unwrap();
+    });
+    host.wait(&vbd, "6");
+    assert!(host.reports.of(vbd.key).is_none());
+}
+
+/// A device in `state`, which a backend that is no more has left, and whose frontend uses it.
+fn left_in(state: &str, vbd: &Vbd) -> Host {
+    boot_after(|store| {
+        let keys = [("params", "memory:1M"), ("mode", "w"), ("state", state)];
+        make(store, vbd, &keys);
+        block_on(store.write(&format!("{}/state", vbd.front), "4")).unwrap();
+    })
+}
+
+#[test]
+fn what_a_backend_before_left_begins_anew_when_its_frontend_has_left_it() {
+    for state in ["3", "4", "5", "7"] {
+        for left in ["6", "1"] {
+            let vbd = Vbd::new(DomId::ZERO, DomId(1), 51712);
+            let host = left_in(state, &vbd);
+            host.wait(&vbd, "5");
+            // It may take its time, and finish what it has begun.
+            host.set(&vbd.front, "state", "5");
+            assert_eq!(host.get(&vbd.back, "state"), "5");
+            host.set(&vbd.front, "state", left);
+            host.set(&vbd.front, "state", "1");
+            works(&mut host.connect(&vbd));
         }
-        host.wait(&vbd, "6");
-        assert!(host.reports.of(vbd.key).is_none());
     }
 }
 
 #[test]
 fn what_a_backend_before_left_connected_without_a_journal_can_be_taken_away() {
     let vbd = Vbd::new(DomId::ZERO, DomId(1), 51712);
-    let host = boot_after(|store| {
-        make(
-            store,
-            &vbd,
-            &[("params", "null:1G"), ("mode", "w"), ("state", "4")],
-        );
-        block_on(store.write(&format!("{}/state", vbd.front), "4")).unwrap();
-    });
-    // So that a frontend that can connects again; this one does not.
-    host.wait(&vbd, "5");
+    let host = left_in("4", &vbd);
     // It goes on with others meanwhile.
     let other = host.attach(51728, "null:1G", "w");
     host.connect(&other);
-    block_on(host.store.remove(&vbd.front)).unwrap();
+    host.wait(&vbd, "5");
+    block_on(async {
+        host.store.remove(&vbd.front).await.unwrap();
+    });
     host.detach(&vbd);
     host.wait(&vbd, "6");
 }

@@ -3,6 +3,7 @@
 mod commit;
 mod copy;
 mod create;
+mod export;
 mod info;
 mod resize;
 mod snapshot;
@@ -25,7 +26,8 @@ Examples:
   parapet blk create --base golden.img overlay:guest7.qcow2
   parapet blk info overlay:guest7.qcow2
   parapet blk sum disk.img             as `sha256sum disk.img`, through a guest's disk
-  parapet blk copy old.img new.img     copies an image, through a guest with two disks";
+  parapet blk copy old.img new.img     copies an image, through a guest with two disks
+  parapet blk export disk.img --nbd S  a guest's disk for NBD clients, at the socket S";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -36,6 +38,7 @@ enum Command {
     Commit(commit::Args),
     Sum(sum::Args),
     Copy(copy::Args),
+    Export(export::Args),
 }
 
 /// Does what the command line says.
@@ -48,5 +51,6 @@ pub(super) fn blk(args: &Blk) -> anyhow::Result<ExitCode> {
         Command::Commit(args) => commit::commit(args),
         Command::Sum(args) => sum::sum(args),
         Command::Copy(args) => copy::copy(args),
+        Command::Export(args) => export::export(args),
     }
 }
