@@ -71,6 +71,7 @@ pub struct HostBuilder {
     options: Options,
     queues: Option<u32>,
     killable: bool,
+    apart: bool,
 }
 
 impl HostBuilder {
@@ -111,6 +112,12 @@ impl HostBuilder {
         self
     }
 
+    /// Pins domain 0 to the last physical CPU, and the guests to the first.
+    pub fn apart(mut self) -> Self {
+        self.apart = true;
+        self
+    }
+
     /// Lets the block backends be killed without warning: [`Host::restart_backends`].
     pub fn killable_backends(mut self) -> Self {
         self.killable = true;
@@ -127,11 +134,13 @@ impl HostBuilder {
             queues: self.queues.unwrap_or(vcpus.min(4) as u32),
             ..self.options
         };
+        let last = self.config.pcpus.saturating_sub(1);
         let hypervisor = Hypervisor::new(self.config)?;
         let dom0 = hypervisor.create(DomainConfig {
             name: "Domain-0".into(),
             memory: DOM0_MEMORY,
             vcpus,
+            pinned: self.apart.then_some(last),
             ..DomainConfig::default()
         })?;
         let neighbours = dom0.clone();
@@ -154,6 +163,7 @@ impl HostBuilder {
             toolstack: Toolstack::new(store.clone()),
             store,
             options,
+            apart: self.apart,
             backends: Mutex::new(backends),
             disks: Mutex::default(),
         })
@@ -209,6 +219,8 @@ pub struct Host {
     toolstack: Toolstack,
     store: Client,
     options: Options,
+    /// Whether guests are kept from domain 0's physical CPU.
+    apart: bool,
     backends: Mutex<Backends>,
     disks: Mutex<Vec<DiskReport>>,
 }
@@ -290,6 +302,7 @@ impl Host {
             name: config.name.clone(),
             memory: config.memory,
             vcpus: config.vcpus,
+            pinned: self.apart.then_some(0),
             ..DomainConfig::default()
         })?;
         let mut running = Running {

@@ -20,6 +20,7 @@
 //! | [`config`] | what a host and its guests are made of, read from TOML in xl's words |
 //! | [`programs`] | what a guest runs that brings no program of its own |
 //! | [`report`] | what each disk did |
+//! | [`load`] | requests on a disk to measure it |
 //! | [`nbd`] | a guest's disk for the NBD clients of the machine |
 //! | [`daemon`] | what daemons on a real Xen host share, `parapet-blkback` first |
 //!
@@ -54,6 +55,7 @@ pub mod config;
 pub mod daemon;
 pub mod guest;
 pub mod host;
+pub mod load;
 pub mod nbd;
 pub mod programs;
 pub mod report;

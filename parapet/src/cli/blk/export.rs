@@ -43,8 +43,7 @@ pub(super) struct Args {
     #[arg(short, long)]
     read_only: bool,
 
-    /// How many queues the disk has, if its backend offers so many; one for each CPU, up to four,
-    /// if not said.
+    /// How many queues the disk has; one for each CPU, up to four, if not said.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     queues: Option<u32>,
 
@@ -83,6 +82,9 @@ pub(super) fn export(args: &Args) -> Result<ExitCode> {
     let target = &args.image;
     let disk: DiskConfig = format!("vdev=xvda, access={access}, target={target}").parse()?;
     let mut builder = Host::builder();
+    if let Some(queues) = args.queues {
+        builder = builder.queues(queues);
+    }
     if args.restart_every.is_some() {
         builder = builder.killable_backends();
     }

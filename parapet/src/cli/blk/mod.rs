@@ -1,5 +1,6 @@
 //! `parapet blk`: single disk images.
 
+mod bench;
 mod commit;
 mod copy;
 mod create;
@@ -27,7 +28,8 @@ Examples:
   parapet blk info overlay:guest7.qcow2
   parapet blk sum disk.img             as `sha256sum disk.img`, through a guest's disk
   parapet blk copy old.img new.img     copies an image, through a guest with two disks
-  parapet blk export disk.img --nbd S  a guest's disk for NBD clients, at the socket S";
+  parapet blk export disk.img --nbd S  a guest's disk for NBD clients, at the socket S
+  parapet blk bench disk.img           how many requests it does, and how long each takes";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -39,6 +41,7 @@ enum Command {
     Sum(sum::Args),
     Copy(copy::Args),
     Export(export::Args),
+    Bench(bench::Args),
 }
 
 /// Does what the command line says.
@@ -52,5 +55,6 @@ pub(super) fn blk(args: &Blk) -> anyhow::Result<ExitCode> {
         Command::Sum(args) => sum::sum(args),
         Command::Copy(args) => copy::copy(args),
         Command::Export(args) => export::export(args),
+        Command::Bench(args) => bench::bench(args),
     }
 }
