@@ -10,12 +10,13 @@ use parapet_blkfront::{
 };
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::seam::prelude::*;
+use parapet_hypervisor::seam::yield_now;
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::blkif::Status;
 use parapet_xen_sys::io::xenbus::XenbusState;
 use parapet_xenstore::xenbus::{self, Backend, Connected};
 
-use crate::stage::{Keys, Stage, nodes};
+use crate::stage::{Keys, Served, Stage, nodes};
 use crate::world::{TestBack, answer, image};
 
 const PLAIN: &[(&str, &str)] = &[("sectors", "2048"), ("feature-flush-cache", "1")];
@@ -185,6 +186,71 @@ fn what_a_backend_says_wrongly_is_its_fault_and_closes_the_device() {
             panic!("{key}: {error}");
         };
         assert!(path.ends_with(&format!("/51712/{key}")), "{path}");
+        stage.frontend_gets_to(XenbusState::Closed);
+        assert!(stage.reported().contains(key), "{}", stage.reported());
+    }
+}
+
+#[test]
+fn an_offer_of_nothing_or_of_more_than_anybody_wants_is_no_harm() {
+    const MOST: &str = "4294967295";
+    let offers: [Keys; 5] = [
+        &[("multi-queue-max-queues", "0")],
+        &[
+            ("multi-queue-max-queues", MOST),
+            ("max-ring-page-order", MOST),
+        ],
+        &[("max-ring-pages", MOST), ("max-ring-page-order", "0")],
+        &[("max-ring-pages", "0")],
+        &[("max-ring-pages", "3")],
+    ];
+    const DISK: Keys = &[
+        ("sectors", "2048"),
+        ("feature-max-indirect-segments", "1000000000"),
+    ];
+    for offer in offers {
+        let stage = Stage::new();
+        stage.offering(offer, async move |waiting: Served| {
+            let image = image(2048);
+            let (_back, mut queues) = waiting.accept(DISK).await;
+            loop {
+                for queue in &mut queues {
+                    while let Some(request) = queue.take() {
+                        let response = queue.carry_out(&request, &image);
+                        queue.respond(response);
+                    }
+                }
+                yield_now().await;
+            }
+        });
+        let disk = stage.connect_as(Config::new().queues(3)).unwrap();
+        assert!((1..=3).contains(&disk.queues()), "{offer:?}");
+        let buffer = disk.buffer(250).unwrap();
+        let (result, _) = block_on(disk.write(0, buffer, ..));
+        assert_eq!(result, Ok(()), "{offer:?}");
+    }
+}
+
+#[test]
+fn an_offer_that_is_no_number_is_the_backends_fault_and_closes_the_device() {
+    let wrong: [(&str, Keys); 5] = [
+        (
+            "multi-queue-max-queues",
+            &[("multi-queue-max-queues", "-1")],
+        ),
+        ("multi-queue-max-queues", &[("multi-queue-max-queues", "")]),
+        (
+            "max-ring-page-order",
+            &[("max-ring-page-order", "4294967296")],
+        ),
+        ("max-ring-pages", &[("max-ring-pages", "many")]),
+        ("max-ring-pages", &[("max-ring-pages", "1 1")]),
+    ];
+    for (key, offer) in wrong {
+        let stage = Stage::new();
+        stage.offering(offer, async |_waiting: Served| pending().await);
+        let error = stage.connect().unwrap_err();
+        assert!(error.to_string().contains(key), "{error}");
         stage.frontend_gets_to(XenbusState::Closed);
         assert!(stage.reported().contains(key), "{}", stage.reported());
     }

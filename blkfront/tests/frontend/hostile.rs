@@ -1,6 +1,8 @@
 //! Backends that lie, storm, stall and die. Only errors come out: no hang, no panic, no leak.
 
+use std::future::Future;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Waker};
 
 use futures_util::future::join_all;
 use parapet_blkfront::{Completion, Direction, Disk, Error, Failure, Gone, Info, Queue, Violation};
@@ -118,6 +120,42 @@ fn set_rsp_prod(back: &TestBack, value: u32) {
     let view = back.ring_view();
     view.atomic_u32(8).unwrap().store(value, Ordering::SeqCst);
     back.link.channel.notify();
+}
+
+#[test]
+fn a_response_that_is_changed_after_it_was_read_changes_nothing() {
+    let world = World::new(1);
+    let (mut queue, mut back, taken) = outstanding(&world, 2);
+    back.respond(answer(&taken[0], Status::OKAY));
+    let first = queue.complete().unwrap().unwrap();
+    assert_eq!((first.token, first.result), (0, Ok(())));
+    let lie = answer(&taken[1], Status::ERROR);
+    back.ring_view().write(64, &lie).unwrap();
+    assert_eq!(queue.complete(), Ok(None));
+    back.respond(answer(&taken[1], Status::OKAY));
+    let second = queue.complete().unwrap().unwrap();
+    assert_eq!((second.token, second.result), (1, Ok(())));
+}
+
+#[test]
+fn a_backend_that_never_answers_costs_no_more_than_what_can_be_under_way() {
+    let world = World::new(1);
+    let (disk, _back) = world.disk(flushable());
+    let mut bytes = [0; 512];
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut most = 0;
+    for turn in 0..1000 {
+        let mut read = std::pin::pin!(disk.read_at(turn * 512, &mut bytes));
+        assert!(read.as_mut().poll(&mut cx).is_pending());
+        most = most.max(world.guest.grants_in_use());
+    }
+    // 64 places, a buffer of eleven pages each, and the ring.
+    assert!(most <= 64 * 11 + 1, "{most} grants");
+    disk.close(Gone::Closed);
+    assert_eq!(
+        block_on(disk.read_at(0, &mut bytes)),
+        Err(Gone::Closed.into())
+    );
 }
 
 #[test]

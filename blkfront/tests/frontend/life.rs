@@ -239,6 +239,56 @@ fn a_backend_that_comes_back_with_fewer_queues_and_shorter_requests_serves_every
     assert_eq!(seen.len(), 4 * 64usize.div_ceil(11));
 }
 
+#[test]
+fn a_backend_may_die_in_every_state_of_its_way_back() {
+    let stage = Stage::new();
+    let (image, seen) = (image(2048), Seen::default());
+    let (served, taken) = (image.clone(), seen.clone());
+    stage.offering(&[], async move |first: Served| {
+        let domain = first.domain.clone();
+        let (back, mut queues) = first.accept(PLAIN).await;
+        for _ in 0..5 {
+            queues[0].next().await;
+        }
+        // In InitWait, as soon as it is there.
+        let second = begin_anew(back, queues, &domain, &[]).await;
+        let third = begin_anew(second.back, Vec::new(), &domain, &[]).await;
+        // In InitWait, when the frontend has published its ring.
+        let mut waiting = third.back;
+        waiting.frontend_ready().await.unwrap();
+        let fourth = begin_anew(waiting, Vec::new(), &domain, &[]).await;
+        // Connected, before the frontend is so too, and with requests in the ring or without.
+        let (back, queues) = fourth.accept(PLAIN).await;
+        let fifth = begin_anew(back, queues, &domain, &[]).await;
+        let (_back, queues) = fifth.accept(PLAIN).await;
+        serve(queues, served, taken).await;
+    });
+    let disk = stage.connect().unwrap();
+    let results = block_on(join_all((0..20).map(|at| mark(&disk, at))));
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    assert_eq!(*seen.lock().unwrap(), (0..20).collect::<Vec<_>>());
+    assert_marked(&image, 0..20);
+}
+
+#[test]
+fn a_storm_of_states_costs_no_request() {
+    let stage = Stage::new();
+    let image = image(2048);
+    stage.backend(PLAIN, |back, queue| async move {
+        let storm = async {
+            loop {
+                back.own().set("state", 4).await.unwrap();
+            }
+        };
+        let serve = serve(vec![queue], image, Seen::default());
+        futures_util::future::join(std::pin::pin!(serve), std::pin::pin!(storm)).await;
+    });
+    let disk = stage.connect().unwrap();
+    for at in 0..100 {
+        assert_eq!(block_on(mark(&disk, at)), Ok(()));
+    }
+}
+
 /// Ten reads that the first backend leaves unanswered, and the second is like `keys`.
 fn ten_reads_over_a_change(keys: crate::stage::Keys) -> (Disk<Domain>, Vec<Result<(), Error>>) {
     let stage = Stage::new();

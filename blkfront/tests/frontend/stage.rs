@@ -182,8 +182,8 @@ impl Served {
 }
 
 /// A backend closes for reasons of its own, and begins anew when its frontend has closed too.
-pub(crate) async fn begin_anew(
-    back: Backend<Connected>,
+pub(crate) async fn begin_anew<State>(
+    back: Backend<State>,
     queues: Vec<TestBack>,
     domain: &Domain,
     keys: Keys,
