@@ -95,6 +95,9 @@ pub enum Change {
         /// What they have.
         now: u32,
     },
+    /// Each time that it left it kept some of our memory, of which there is only so much.
+    #[error("whenever it leaves, it keeps memory that it was granted")]
+    Grasping,
     /// The handshake failed: the log has the reason, and the xenstore if it could be written.
     #[error("it cannot be connected")]
     Unusable,

@@ -45,10 +45,23 @@ use crate::connect::{ConnectError, Session};
 use crate::disk::{Core, Disk};
 use crate::error::{Change, Gone};
 use crate::info::Info;
-use crate::server::{Desk, Server};
+use crate::server::{Desk, Retired, Server};
 
 /// How long we wait before another attempt at a backend that lets us down, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
+
+/// How often a backend may leave and keep memory that we have granted it: a domain that was
+/// destroyed may, once, and what is kept is lost to us.
+const KEPT: u32 = 16;
+
+/// What we have put up with from backends.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// How long we wait before the next attempt.
+    pause: Duration,
+    /// How often one has kept memory.
+    kept: u32,
+}
 
 /// A disk's life; the disk may end before.
 pub(crate) struct Life<G: Guest> {
@@ -102,6 +115,10 @@ impl<G: Guest> Life<G> {
     }
 
     async fn live(self, mut front: Frontend<Connected>, mut serving: Arc<Ended<G>>) {
+        let mut patience = Patience {
+            pause: PAUSE.0,
+            kept: 0,
+        };
         loop {
             let left = self.until_left(&mut front, &serving).await;
             match left {
@@ -119,7 +136,7 @@ impl<G: Guest> Life<G> {
             }
             log::info!("{}: the backend is away", self.path);
             let back = match self.leave(front).await {
-                Ok(()) => self.come_back(servers).await,
+                Ok(()) => self.come_back(servers, &mut patience).await,
                 Err(gone) => {
                     // Before the desks fail what they have.
                     self.core.close(gone);
@@ -231,20 +248,34 @@ impl<G: Guest> Life<G> {
     async fn come_back(
         &self,
         servers: Vec<Server<G>>,
+        patience: &mut Patience,
     ) -> Result<(Frontend<Connected>, Arc<Ended<G>>), Gone> {
         let close = |gone| {
             self.core.close(gone);
             gone
         };
         let mut desks = Vec::new();
+        let (mut served, mut kept) = (false, false);
         for server in servers {
-            desks.extend(
-                server
-                    .retire()
-                    .map_err(|violation| close(violation.into()))?,
-            );
+            let Retired {
+                desks: of_it,
+                answered,
+                held,
+            } = server
+                .retire()
+                .map_err(|violation| close(violation.into()))?;
+            desks.extend(of_it);
+            served |= answered;
+            kept |= held > 0;
         }
-        let session = self.unless_closed(self.reconnect()).await;
+        patience.kept += u32::from(kept);
+        if patience.kept > KEPT {
+            return Err(close(Gone::Changed(Change::Grasping)));
+        }
+        if served {
+            patience.pause = PAUSE.0;
+        }
+        let session = self.unless_closed(self.reconnect(patience)).await;
         let Session {
             front,
             queues,
@@ -276,12 +307,14 @@ impl<G: Guest> Life<G> {
     }
 
     /// Waits until a backend is connected again.
-    async fn reconnect(&self) -> Result<Session<G>, Gone> {
-        let mut pause = PAUSE.0;
+    async fn reconnect(&self, patience: &mut Patience) -> Result<Session<G>, Gone> {
         // As many as there are who have something to ask.
         let queues = u32::try_from(self.core.mailboxes().len()).unwrap_or(u32::MAX);
         let config = self.config.queues(queues.min(self.config.queues));
         loop {
+            // One that leaves us all the time, having done nothing, is not to keep us busy.
+            self.guest.sleep(patience.pause).await;
+            patience.pause = patience.pause.saturating_mul(2).min(PAUSE.1);
             let mut front = Frontend::open(&self.client, &self.path)
                 .await
                 .map_err(gone)?;
@@ -303,9 +336,6 @@ impl<G: Guest> Life<G> {
                     });
                 }
             }
-            // It left us again. One that does so all the time is not to keep us busy.
-            self.guest.sleep(pause).await;
-            pause = pause.saturating_mul(2).min(PAUSE.1);
         }
     }
 

@@ -24,7 +24,7 @@ use core::task::{Context, Poll};
 
 use parapet_hypervisor::memory::PAGE_SIZE;
 use parapet_hypervisor::seam::{
-    Access, Channel, EventError, Grant, GrantError, Guest, OutOfMemory, Pages,
+    Access, Channel, EventError, Grant, GrantError, Guest, OutOfMemory, Pages, StillMapped,
 };
 use parapet_ring::{Front, FrontLink, Full, Own, TooSmall};
 use parapet_xen_sys::io::blkif::{MAX_SEGMENTS_PER_REQUEST, Operation, Status, native::Response};
@@ -407,6 +407,22 @@ impl<G: Guest> Queue<G> {
         taken.sort_by_key(|request| request.id >> PLACE_BITS);
         let named = |request: Outstanding<G>| (request.token, request.work);
         taken.into_iter().map(named).collect()
+    }
+
+    /// Whether anything was answered, ever.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.given > self.outstanding.iter().flatten().count() as u64
+    }
+
+    /// Ends the queue. How many of its own pages the backend has still mapped, if that can be told.
+    pub(crate) fn end(self) -> usize {
+        let Queue {
+            grant, indirect, ..
+        } = self;
+        let indirect = indirect.map(|(_, grant)| grant);
+        let grants = [Some(grant), indirect].into_iter().flatten();
+        let held = grants.filter_map(|grant| grant.end().err());
+        held.map(|StillMapped(pages)| pages).sum()
     }
 
     /// Ready when there is a completion to take; else `cx` is woken when there may be.

@@ -297,17 +297,31 @@ impl<G: Guest> Server<G> {
     ///
     /// # Errors
     /// The backend broke the protocol with its last words.
-    pub(crate) fn retire(mut self) -> Result<Vec<Desk<G>>, Violation> {
+    pub(crate) fn retire(mut self) -> Result<Retired<G>, Violation> {
         if let Err(violation) = self.take_answers() {
             self.close(violation.into());
             return Err(violation);
         }
+        let answered = self.queue.has_answered();
         for (token, work) in self.queue.take_outstanding().into_iter().rev() {
             if let Some(desk) = self.desks.get_mut((token >> DESK_SHIFT) as usize) {
                 let place = token as u16;
                 desk.backlog.push_front(Command { place, work });
             }
         }
-        Ok(core::mem::take(&mut self.desks))
+        Ok(Retired {
+            desks: self.desks,
+            answered,
+            held: self.queue.end(),
+        })
     }
+}
+
+/// What is left of a server whose backend has gone.
+pub(crate) struct Retired<G: Guest> {
+    pub(crate) desks: Vec<Desk<G>>,
+    /// Whether the backend answered anything.
+    pub(crate) answered: bool,
+    /// How many pages of the queue it has kept.
+    pub(crate) held: usize,
 }

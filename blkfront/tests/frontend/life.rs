@@ -391,6 +391,34 @@ fn a_disk_can_be_closed_while_its_backend_is_away() {
 }
 
 #[test]
+fn a_backend_that_leaves_for_ever_and_keeps_our_memory_gets_only_so_much() {
+    let stage = Stage::new();
+    stage.offering(&[], async move |mut waiting: Served| {
+        let domain = waiting.domain.clone();
+        let mut kept = Vec::new();
+        for _ in 0..100 {
+            let (back, mut queues) = waiting.accept(PLAIN).await;
+            let request = queues[0].next().await;
+            queues[0].respond(answer(&request, Status::OKAY));
+            kept.extend(queues);
+            waiting = begin_anew(back, Vec::new(), &domain, &[]).await;
+        }
+    });
+    let disk = stage.connect().unwrap();
+    let grasping = Gone::Changed(Change::Grasping);
+    let end = block_on(async {
+        loop {
+            if let Err(error) = disk.flush().await {
+                return error;
+            }
+        }
+    });
+    assert_eq!(end, Error::Gone(grasping));
+    // A ring of one page each time.
+    assert_eq!(stage.guest.quarantined(), 17);
+}
+
+#[test]
 fn a_new_size_is_known_to_who_waits_for_it_and_to_requests() {
     let stage = Stage::new();
     let mut sizes = vec![4096, 4096, 1024, 99, 3000];
