@@ -579,7 +579,8 @@ impl<P: seam::Backend> Device<P> {
             own.set("sectors", told).await?;
             match &name {
                 Some(name) => own.set(JOURNAL_KEY, name).await,
-                None => Ok(()),
+                // That of an earlier connection, whose journal may still be somewhere.
+                None => own.remove(JOURNAL_KEY).await,
             }
         });
         let closing = match self.turns.take(connected).await {
@@ -589,7 +590,7 @@ impl<P: seam::Backend> Device<P> {
             }
             Err(error) => Err(error.into()),
         };
-        self.end(running).await;
+        self.end(running, &closing).await;
         Ok(ended(closing?))
     }
 }

@@ -152,16 +152,24 @@ impl<P: Backend> Service<P> {
     /// Looks at all there is: at first, and whenever an event names no vbd.
     async fn look_at_all(&self, ended: &Endings, first: bool) -> Result<(), client::Error> {
         let mut seen = BTreeSet::new();
-        for domid in self.list(&self.root).await? {
+        let mut whole = true;
+        let mut names = |found: Option<Vec<String>>| {
+            whole &= found.is_some();
+            found.unwrap_or_default()
+        };
+        for domid in names(self.list(&self.root).await?) {
             let folder = format!("{}/{domid}", self.root);
-            for number in self.list(&folder).await? {
+            for number in names(self.list(&folder).await?) {
                 if let Some(vbd) = self.vbd_of(&format!("{folder}/{number}")) {
                     seen.insert(vbd);
                     self.see_to(vbd, ended, first).await?;
                 }
             }
         }
-        if first && let Some(journals) = &self.journals {
+        if first
+            && whole
+            && let Some(journals) = &self.journals
+        {
             // Those of guests that are no more, which went while nobody was there.
             if let Err(error) = journals.retain(|vbd| seen.contains(&vbd)) {
                 log::warn!("old journals are not removed: {error}");
@@ -170,15 +178,16 @@ impl<P: Backend> Service<P> {
         Ok(())
     }
 
-    async fn list(&self, path: &str) -> Result<Vec<String>, client::Error> {
+    /// The names in a folder, of which there are none if it is not there; nothing if we may not
+    /// know.
+    async fn list(&self, path: &str) -> Result<Option<Vec<String>>, client::Error> {
         match self.store.list(path).await {
-            Ok(names) => Ok(names),
+            Ok(names) => Ok(Some(names)),
             Err(error @ client::Error::Broken(_)) => Err(error),
+            Err(error) if error.is_not_found() => Ok(Some(Vec::new())),
             Err(error) => {
-                if !error.is_not_found() {
-                    log::warn!("{path} is not looked at: {error}");
-                }
-                Ok(Vec::new())
+                log::warn!("{path} is not looked at: {error}");
+                Ok(None)
             }
         }
     }

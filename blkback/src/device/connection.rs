@@ -11,7 +11,7 @@ use parapet_ring::Peer;
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::xenbus::XenbusState;
 use parapet_xenstore::client::{self, Client, Watch};
-use parapet_xenstore::xenbus::{Backend, Closing, Connected, End, InitWait, Keys};
+use parapet_xenstore::xenbus::{self, Backend, Closing, Connected, End, InitWait, Keys};
 
 use super::recovery::Kept;
 use super::upkeep::{Done, Upkeep};
@@ -318,14 +318,25 @@ impl<P: seam::Backend> Device<P> {
         closing
     }
 
-    /// Lets go of all that a connection had, also when the xenstore has failed, or the nodes are
-    /// gone.
-    pub(super) async fn end(&self, mut running: Running) {
+    /// Lets go of all that a connection had, also when the nodes are gone, or the xenstore is: then
+    /// nobody knows that the connection is over, and who comes after us goes on with it.
+    pub(super) async fn end(
+        &self,
+        mut running: Running,
+        closing: &Result<Backend<Closing>, DeviceError>,
+    ) {
         running.stop().await;
         if let Some(error) = running.take_error() {
             self.complain(&error);
         }
-        self.forget_journal();
+        if !matches!(
+            closing,
+            Err(DeviceError::Xenbus(xenbus::Error::Store(
+                client::Error::Broken(_)
+            )))
+        ) {
+            self.forget_journal();
+        }
     }
 
     async fn keep_up(
@@ -355,12 +366,16 @@ impl<P: seam::Backend> Device<P> {
             if changes.of_our_own() {
                 self.set_rates(&connected, opened).await?;
                 if let Some(sectors) = self.wanted_size(&connected).await? {
+                    // Before it is smaller: what is written behind its end makes a file larger.
+                    let terms = &opened.terms;
+                    terms.set_sectors(sectors.min(terms.sectors()));
                     upkeep.resize(sectors);
                 }
             }
             let done;
             (standing, done) = running.next(&connected, upkeep, changes).await?;
             if let Some(Done::Resized(outcome)) = &done {
+                opened.terms.set_sectors(opened.image.sectors());
                 self.answer_resize(&connected, outcome.as_ref().map_err(|e| e.to_string()))
                     .await?;
             }

@@ -159,7 +159,7 @@ impl<P: seam::Backend> Device<P> {
                     let closing = self
                         .see_to_its_end(left, &opened, &mut running, &mut told, changes)
                         .await;
-                    self.end(running).await;
+                    self.end(running, &closing).await;
                     return closing;
                 }
                 Ok(None) => {}

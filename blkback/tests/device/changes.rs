@@ -110,6 +110,36 @@ fn an_operator_resizes_a_disk_by_a_key() {
 }
 
 #[test]
+fn a_frontend_that_goes_on_writing_does_not_keep_a_disk_from_shrinking() {
+    let host = boot();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(2 << 20).unwrap();
+    let vbd = host.attach(51712, image.path().to_str().unwrap(), "w");
+    let mut front = host.connect(&vbd);
+    let segments = front.segments(0..1, 0, 7);
+    let len = || image.as_file().metadata().unwrap().len();
+    for _ in 0..20 {
+        host.set(&vbd.back, "resize-to", &(1 << 20).to_string());
+        while len() != 1 << 20 {
+            std::thread::yield_now();
+        }
+        // The backend has not told anybody yet, most likely.
+        assert_eq!(front.run(Operation::Write, 4088, &segments), Status::ERROR);
+        host.wait_until_gone(&vbd, "resize-to");
+        sees_size(&host, &vbd, 2048);
+        assert_eq!(len(), 1 << 20);
+        host.set(&vbd.back, "resize-to", &(2 << 20).to_string());
+        sees_size(&host, &vbd, 4096);
+    }
+    // One that cannot be resized is as large as before.
+    let other = host.attach(51728, "memory:1M", "w");
+    let mut front = host.connect(&other);
+    host.set(&other.back, "resize-to", "512");
+    host.wait_until_gone(&other, "resize-to");
+    assert_eq!(front.run(Operation::Write, 2040, &segments), Status::OKAY);
+}
+
+#[test]
 fn a_frontend_that_connects_after_the_image_has_grown_is_told_so() {
     let host = boot();
     let image = tempfile::NamedTempFile::new().unwrap();

@@ -400,3 +400,43 @@ fn events_that_came_while_nobody_was_there_are_seen() {
     stage.begin();
     block_on(front.channel.wait());
 }
+
+#[test]
+fn a_xenstore_that_fails_is_not_the_end_of_a_connection() {
+    let mut stage = Stage::new();
+    let image = stage.image();
+    let vbd = stage.host.attach(51712, &image, "w");
+    let mut front = stage.host.connect(&vbd);
+    works(&mut front);
+    let before = stage.nodes(&vbd);
+    stage.crash();
+    let (process, stream) = stage.host.begin_over_a_stream(&stage.journals);
+    works(&mut front);
+    stream.shutdown(std::net::Shutdown::Both).unwrap();
+    // The service has to end, and so does all that it had begun.
+    block_on(process.gone());
+    ask(&mut front, 0..20);
+    stage.begin();
+    answered(&mut front, 0..20);
+    works(&mut front);
+    assert_eq!(stage.nodes(&vbd), before);
+}
+
+#[test]
+fn a_journal_is_not_taken_for_that_of_a_later_connection_that_kept_none() {
+    let mut stage = Stage::new();
+    let image = stage.image();
+    let vbd = stage.host.attach(51712, &image, "w");
+    works(&mut stage.host.connect(&vbd));
+    stage.crash();
+    stage.process = stage.host.begin(None);
+    connect_again(&stage, &vbd);
+    assert!(
+        stage.journal(&vbd).exists(),
+        "nobody was there to remove it"
+    );
+    assert!(!stage.host.exists(&format!("{}/parapet-journal", vbd.back)));
+    stage.crash();
+    stage.begin();
+    connect_again(&stage, &vbd);
+}

@@ -1,5 +1,7 @@
 //! A host with a xenstore, a block backend and a guest, and what a toolstack does there.
 
+use std::os::unix::net::UnixStream;
+
 use parapet_blkback::device::Options;
 use parapet_blkback::journal::Journals;
 use parapet_blkback::report::{Report, Reports, Vbd as Key};
@@ -11,8 +13,10 @@ use parapet_hypervisor::seam::{Backend, Channel, Grant, Identity};
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::blkif::{Operation, Status};
 use parapet_xenstore::client::{Client, Watch};
+use parapet_xenstore::host::SocketTransport;
 use parapet_xenstore::server::daemon::{Daemon, Handle};
 use parapet_xenstore::store::Store;
+use parapet_xenstore::transport::Transport;
 
 use crate::plain::Plain;
 
@@ -112,7 +116,17 @@ pub(crate) const SCRIPT: (&str, &str) = ("script", "/etc/xen/scripts/block-parap
 impl Host {
     /// Starts the backend at `place`, which is in its domain.
     fn serve<P: Backend>(&mut self, place: P, journals: Option<&Journals>) {
-        let store = Client::start(&place, self.xenstored.connect());
+        let transport = self.xenstored.connect();
+        self.serve_over(place, transport, journals);
+    }
+
+    fn serve_over<P: Backend>(
+        &mut self,
+        place: P,
+        transport: impl Transport + 'static,
+        journals: Option<&Journals>,
+    ) {
+        let store = Client::start(&place, transport);
         let options = Options {
             queues: 4,
             ..Options::default()
@@ -133,6 +147,18 @@ impl Host {
         let process = self.backend.process();
         self.serve(process.clone(), journals);
         process
+    }
+
+    /// The same, with a connection to xenstored that ends when the stream is shut down.
+    pub(crate) fn begin_over_a_stream(&mut self, journals: &Journals) -> (Process, UnixStream) {
+        let process = self.backend.process();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let stream = ours.try_clone().unwrap();
+        let theirs = SocketTransport::new(&self.backend, theirs).unwrap();
+        self.xenstored.serve(theirs);
+        let ours = SocketTransport::new(&process, ours).unwrap();
+        self.serve_over(process.clone(), ours, Some(journals));
+        (process, stream)
     }
 
     /// What xl does for a line of `disk=`.
