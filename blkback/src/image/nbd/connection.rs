@@ -18,6 +18,9 @@ use super::wire::{self, Command, Export, GREETING, Going, OPTION_HEADER, REPLY_H
 /// How long a server may take for anything before it has taken up its work.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// The most replies to one option: what we ask for has three.
+const MOST_REPLIES: usize = 64;
+
 #[derive(Debug)]
 enum Stream {
     Unix(UnixStream),
@@ -160,16 +163,19 @@ impl Connection {
         let answer = wire::answer(&greeting, &address.export).map_err(io::Error::other)?;
         (&stream).write_all(&answer)?;
         let mut going = Going::default();
-        let export = loop {
+        let mut found = None;
+        for _ in 0..MOST_REPLIES {
             let mut header = [0; OPTION_HEADER];
             (&stream).read_exact(&mut header)?;
             let (kind, len) = Going::header(&header).map_err(io::Error::other)?;
             let mut bytes = vec![0; len];
             (&stream).read_exact(&mut bytes)?;
             if let Some(export) = going.reply(kind, &bytes).map_err(io::Error::other)? {
-                break export;
+                found = Some(export);
+                break;
             }
-        };
+        }
+        let export = found.ok_or_else(|| io::Error::other("it talks on and on"))?;
         let connection = Connection {
             stream,
             sending: Mutex::new(()),
@@ -314,5 +320,31 @@ impl Drop for Connection {
         // Out of politeness.
         let _ = self.stream.set_timeout(Some(Duration::from_millis(100)));
         let _ = self.send(&goodbye.encode(0), &[]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_server_that_talks_on_and_on_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"NBDMAGICIHAVEOPT\0\x03").unwrap();
+            let mut reply = 0x0003_e889_0455_65a9u64.to_be_bytes().to_vec();
+            reply.extend([0, 0, 0, 7, 0, 0, 0, 3, 0, 0, 0, 2, 0, 9]);
+            while stream.write_all(&reply).is_ok() {}
+        });
+        let address = format!("nbd:unix:{}", socket.display()).parse().unwrap();
+        let error = Connection::open(&address).unwrap_err();
+        assert_eq!(error.to_string(), "it talks on and on");
+        server.join().unwrap();
     }
 }

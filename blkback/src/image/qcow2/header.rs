@@ -8,7 +8,7 @@ pub const MIN_CLUSTER: usize = 512;
 /// The largest cluster: QEMU's limit.
 pub const MAX_CLUSTER: usize = 2 << 20;
 /// The most bytes in an L1 table: QEMU's limit.
-const MAX_L1: u64 = 32 << 20;
+pub(super) const MAX_L1: u64 = 32 << 20;
 /// The most bytes in a table of refcount blocks: QEMU's limit.
 const MAX_REFCOUNT_TABLE: u64 = 8 << 20;
 /// The most snapshots: QEMU's limit.
@@ -310,11 +310,11 @@ fn backing_format(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A header of version 3, for a disk of 1 MiB in clusters of 64 KiB.
-    fn cluster() -> Vec<u8> {
+    pub(in super::super) fn cluster() -> Vec<u8> {
         let mut bytes = vec![0; 65536];
         let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         set(0, &MAGIC.to_be_bytes());

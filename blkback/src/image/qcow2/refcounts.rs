@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::header::Header;
+use super::header::{Header, MAX_L1};
 
 /// The most clusters that are counted: a counter has four bytes.
 const MOST: u64 = 64 << 20;
@@ -68,13 +68,17 @@ impl<'a> Counts<'a> {
             .and_then(|end| usize::try_from(end).ok());
         let range = end.and_then(|end| self.counts.get_mut(first as usize..end));
         for count in range.ok_or_else(|| damaged("it names what is not in its file"))? {
-            *count += 1;
+            let more = count.checked_add(1);
+            *count = more.ok_or_else(|| damaged("too much names the same cluster"))?;
         }
         Ok(())
     }
 
     /// Counts a tree: its root, the tables below, and what they name.
     pub(super) fn add_tree(&mut self, l1: L1) -> io::Result<()> {
+        if u64::from(l1.entries) * 8 > MAX_L1 {
+            return Err(damaged("one of its L1 tables has an impossible size"));
+        }
         self.add(l1.offset, u64::from(l1.entries) * 8)?;
         for l2 in self.table(l1.offset, l1.entries as usize)? {
             let offset = l2 & OFFSET;

@@ -48,6 +48,9 @@ pub struct Snapshot {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Rest {
+    /// Id and name as they are, which need not be text.
+    id: Vec<u8>,
+    name: Vec<u8>,
     nanoseconds: u32,
     vm_clock: u64,
     vm_state: u32,
@@ -112,14 +115,18 @@ fn parse(mut table: &[u8], header: &Header) -> Option<Vec<Snapshot>> {
         let extra = take_some(&mut table, usize::try_from(extra).ok()?)?;
         let bytes = extra.get(8..16).and_then(|bytes| bytes.try_into().ok());
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let id = take_some(&mut table, id.into())?;
+        let name = take_some(&mut table, name.into())?;
         snapshots.push(Snapshot {
-            id: text(take_some(&mut table, id.into())?),
-            name: text(take_some(&mut table, name.into())?),
+            id: text(id),
+            name: text(name),
             seconds,
             bytes: bytes.map_or(header.bytes, u64::from_be_bytes),
             l1_offset,
             l1_entries,
             rest: Rest {
+                id: id.into(),
+                name: name.into(),
                 nanoseconds,
                 vm_clock,
                 vm_state,
@@ -138,6 +145,8 @@ fn encode(snapshots: &[Snapshot]) -> Vec<u8> {
     let mut table = Vec::new();
     for snapshot in snapshots {
         let Rest {
+            id,
+            name,
             nanoseconds,
             vm_clock,
             vm_state,
@@ -147,16 +156,16 @@ fn encode(snapshots: &[Snapshot]) -> Vec<u8> {
         table.extend(snapshot.l1_offset.to_be_bytes());
         table.extend(snapshot.l1_entries.to_be_bytes());
         // As long as they were, or checked when they were made.
-        table.extend((snapshot.id.len() as u16).to_be_bytes());
-        table.extend((snapshot.name.len() as u16).to_be_bytes());
+        table.extend((id.len() as u16).to_be_bytes());
+        table.extend((name.len() as u16).to_be_bytes());
         table.extend(snapshot.seconds.to_be_bytes());
         table.extend(nanoseconds.to_be_bytes());
         table.extend(vm_clock.to_be_bytes());
         table.extend(vm_state.to_be_bytes());
         table.extend((extra.len() as u32).to_be_bytes());
         table.extend(extra);
-        table.extend(snapshot.id.as_bytes());
-        table.extend(snapshot.name.as_bytes());
+        table.extend(id);
+        table.extend(name);
     }
     table.resize(table.len().next_multiple_of(8), 0);
     table
@@ -196,6 +205,8 @@ pub fn create(path: &Path, name: &str) -> Result<(), OpenError> {
             l1_offset: l1.offset,
             l1_entries: l1.entries,
             rest: Rest {
+                id: id.to_string().into(),
+                name: name.into(),
                 nanoseconds: now.subsec_nanos(),
                 extra,
                 ..Rest::default()
@@ -363,5 +374,24 @@ impl<'a> Editor<'a> {
         counts.mark(self.active, true)?;
         punch(file, counts.unused());
         file.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_wrote_is_kept_as_it_is() {
+        let mut header = Header::parse(&super::super::header::tests::cluster(), 1 << 20).unwrap();
+        header.snapshots = 1;
+        let mut table = vec![0; 40];
+        table[12..16].copy_from_slice(&[0, 1, 0xff, 0xff]);
+        table.push(b'1');
+        // In no encoding that anybody knows.
+        table.extend([0xe4; 0xffff]);
+        let snapshots = parse(&table, &header).unwrap();
+        table.resize(table.len().next_multiple_of(8), 0);
+        assert_eq!(encode(&snapshots), table);
     }
 }
