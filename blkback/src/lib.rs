@@ -18,7 +18,7 @@
 //!  │       stats         counted by the queue, read by anybody                  │
 //!  └────────┬───────────────────────────────────────────────────────────────────┘
 //!           │ jobs: sectors, and leases of the guest's memory
-//!        image: raw file or block device (io_uring) · memory · null
+//!        image: raw file or block device (io_uring) · qcow2, NBD (threads) · memory · null
 //! ```
 //!
 //! A read walks down like this: the queue copies a slot out of the ring, checks the copy, finds

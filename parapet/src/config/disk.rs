@@ -390,9 +390,14 @@ fn value(key: &'static str, value: &str, expected: &'static str) -> DiskError {
 fn format(text: &str) -> Result<DiskFormat, DiskError> {
     match text {
         "" | "raw" => Ok(DiskFormat::Raw),
-        "qcow" | "qcow2" | "vhd" | "qed" => Err(DiskError::Unsupported {
+        "qcow2" => Err(DiskError::Unsupported {
             what: format!("format={text}"),
-            why: "only raw images are read; convert it with `qemu-img convert -O raw`",
+            why: "leave it out and let the target say it: qcow2:PATH, or overlay:PATH if it has a \
+                  backing file",
+        }),
+        "qcow" | "vhd" | "qed" => Err(DiskError::Unsupported {
+            what: format!("format={text}"),
+            why: "no such images are read; convert it with `qemu-img convert -O qcow2`",
         }),
         other => Err(value("format", other, "raw")),
     }
@@ -534,7 +539,8 @@ mod tests {
             ("vdev=xvda, target=", "it has no target"),
             (",,hdc,cdrom", "without a medium"),
             ("/x,,vda", r#""vda" is no virtual disk"#),
-            ("/x,qcow2,xvda", "qemu-img convert"),
+            ("/x,qcow2,xvda", "qcow2:PATH"),
+            ("/x,vhd,xvda", "qemu-img convert"),
             ("/x,zip,xvda", r#"`format` is "zip": it should be raw"#),
             ("/x,,xvda,rx", r#"`access` is "rx""#),
             ("/x,,xvda,rw,more", r#""more" has no place"#),
