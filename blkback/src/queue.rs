@@ -268,6 +268,14 @@ impl<P: Backend, L: Layout> Queue<P, L> {
             complaints,
         } = setup;
         let (ring, log, again) = keep.take_up::<_, L::Slot, L::Response>(ring)?;
+        if !again.is_empty() {
+            complaints.info(place.now(), || {
+                format!(
+                    "{} requests were in flight, and are done again",
+                    again.len()
+                )
+            });
+        }
         let slots = ring.slots();
         let persistent = persistent.min(PERSISTENT_PAGES);
         let queue = image.open_queue(Limits {

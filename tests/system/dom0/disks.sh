@@ -202,7 +202,8 @@ verified_io() {
             echo 3 >/proc/sys/vm/drop_caches
             dd if=/dev/$2 bs=64k skip=\$((round % $3 * 16)) count=16 | cmp - /tmp/new || echo BAD: round \$round
             echo \$round >/tmp/rounds
-        done"
+        done
+        touch /tmp/over"
     wait_for 60 "I/O is under way" goes_on "$1" "$2" "0 reads, 0 sectors; 0 writes, 0 sectors; 0 flushes"
 }
 # A daemon that has just started counts from zero.
@@ -238,12 +239,16 @@ survives_kills() {
     # As by an upgrade.
     killed_and_started "$1" xvdb TERM
     expect "how often it went on" "$(grep -c 'goes on where' /results/daemon-blkback.log)" -ge "$3"
-    stop_io "$1"
+    check "some requests were in flight" grep 'requests were in flight' /results/daemon-blkback.log
+    in_guest "$1" "rm /tmp/io; until [ -e /tmp/over ]; do sleep 0.1; done"
+    refuse "the guest saw an error" in_guest "$1" "grep -v records /tmp/background.log"
     expect "rounds" "$(in_guest "$1" "cat /tmp/rounds")" -gt 3
     # The other disk had nothing in flight, and is served as well.
     end_daemon blkback KILL || :
     blkback
-    reads_and_writes "$1" xvda /disks/data
+    check "write to xvda, and flush" in_guest "$1" \
+        "dd if=/tmp/random of=/dev/xvda bs=64k count=16 seek=16 conv=fsync,notrunc"
+    expect "what xvda holds" "$(sum_in "$1" /dev/xvda)" = "$(sum /disks/data)"
     expect "what xvdb holds" "$(sum_in "$1" /dev/xvdb)" = "$(sum "$_loop")"
     expect "the backend's nodes" "$(xenstore-ls -f "$_back" | md5sum)" = "$_nodes"
     in_guest "$1" true
