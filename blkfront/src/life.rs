@@ -38,7 +38,7 @@ use parapet_hypervisor::seam::Guest;
 use parapet_xen_sys::Errno;
 use parapet_xen_sys::io::xenbus::XenbusState;
 use parapet_xenstore::client::Client;
-use parapet_xenstore::xenbus::{self, Connected, End, Frontend, Keys};
+use parapet_xenstore::xenbus::{self, Connected, Frontend, Keys};
 
 use crate::config::{Away, Config};
 use crate::connect::{ConnectError, Session};
@@ -185,7 +185,7 @@ impl<G: Guest> Life<G> {
                 Ok(XenbusState::Reconfiguring | XenbusState::Reconfigured) => {}
                 Err(xenbus::Error::Store(_)) => return Left::Over(Gone::Unwatched),
                 Ok(_) | Err(_) => {
-                    return match is_removed(front).await {
+                    return match is_removed(front.own(), front.other()).await {
                         Err(gone) => Left::Over(gone),
                         Ok(()) if self.config.away == Away::Fail => Left::Over(Gone::BackendClosed),
                         Ok(()) => Left::Away,
@@ -226,21 +226,31 @@ impl<G: Guest> Life<G> {
     }
 
     /// Closes our end for one that is away, and waits until it has let go of what it had.
-    async fn leave(&self, front: Frontend<Connected>) -> Result<(), Gone> {
+    async fn leave<State>(&self, front: Frontend<State>) -> Result<(), Gone> {
         let closed = async {
-            let mut front = front.close().await?.closed_first().await?;
-            while is_attached(front.other().state().await) {
-                if is_removed(&front).await.is_err() {
-                    // Nobody is going to close it.
-                    break;
-                }
-                front.written().await?;
-            }
-            Ok(front)
+            front.close().await?.closed_first().await?;
+            Ok(())
         };
-        let front: Result<_, xenbus::Error> = self.unless_closed(closed).await?;
-        let front = front.map_err(gone)?;
-        is_removed(&front).await
+        let closed: Result<_, xenbus::Error> = self.unless_closed(closed).await?;
+        closed.map_err(gone)?;
+        self.unless_closed(self.until_detached()).await?
+    }
+
+    /// Waits until no backend uses our memory. By then the device may be where it is for us to
+    /// begin anew, and not before: a backend that closes waits to see us closed.
+    async fn until_detached(&self) -> Result<(), Gone> {
+        let own = Keys::new(self.client.clone(), self.path.clone());
+        let other: String = own.get("backend").await.map_err(gone)?;
+        let other = Keys::new(self.client.clone(), other);
+        let watch = self.client.watch(&other.path("state")).await;
+        let mut watch = watch.map_err(|error| gone(error.into()))?;
+        loop {
+            is_removed(&own, &other).await?;
+            if !is_attached(other.state().await) {
+                return Ok(());
+            }
+            watch.next().await.map_err(|error| gone(error.into()))?;
+        }
     }
 
     /// Waits for the backend, and goes on where the one before left off. After an error the disk is
@@ -322,10 +332,23 @@ impl<G: Guest> Life<G> {
             if was != now {
                 return Err(Gone::Changed(Change::Backend { was, now }));
             }
-            while !matches!(front.written().await, Ok(XenbusState::InitWait)) {
-                is_removed(&front).await?;
-            }
-            match Session::establish(&self.guest, front, &config).await {
+            let waits = loop {
+                match front.written().await {
+                    Ok(XenbusState::InitWait) => break true,
+                    // It is on its way out, and waits for us to be so too.
+                    Ok(XenbusState::Closing) => break false,
+                    _ => is_removed(front.own(), front.other()).await?,
+                }
+            };
+            let session = match waits {
+                true => Session::establish(&self.guest, front, &config).await,
+                false => {
+                    let closed = async { front.close().await?.closed_first().await };
+                    closed.await.map_err(gone)?;
+                    Err(xenbus::Error::Leaving(XenbusState::Closing).into())
+                }
+            };
+            match session {
                 Ok(session) => return Ok(session),
                 Err(ConnectError::Xenbus(xenbus::Error::Leaving(_))) => {}
                 Err(error) => {
@@ -336,6 +359,7 @@ impl<G: Guest> Life<G> {
                     });
                 }
             }
+            self.until_detached().await?;
         }
     }
 
@@ -388,14 +412,14 @@ fn gone(error: xenbus::Error) -> Gone {
 }
 
 /// Whether the toolstack has taken the device away: then an error that says so.
-async fn is_removed(front: &End) -> Result<(), Gone> {
-    let ours: Option<String> = front.own().find("state").await.map_err(gone)?;
+async fn is_removed(own: &Keys, other: &Keys) -> Result<(), Gone> {
+    let ours: Option<String> = own.find("state").await.map_err(gone)?;
     if ours.is_none() {
         return Err(Gone::Removed);
     }
     // One that is not there at all may come back.
-    let state = front.other().find::<String>("state").await;
-    match (state, front.other().find::<String>("online").await) {
+    let state = other.find::<String>("state").await;
+    match (state, other.find::<String>("online").await) {
         (Err(xenbus::Error::Store(error)), _) | (_, Err(xenbus::Error::Store(error)))
             if error.errno() != Some(Errno::EACCES) =>
         {

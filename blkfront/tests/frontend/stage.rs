@@ -162,12 +162,11 @@ impl Served {
             let one: Option<GrantRef> = front.find(&format!("{folder}ring-ref")).await.unwrap();
             let mut refs: Vec<GrantRef> = one.into_iter().collect();
             if refs.is_empty() {
-                let order: u32 = front.get("ring-page-order").await.unwrap();
-                assert_eq!(
-                    front.get_or("num-ring-pages", 1u32 << order).await,
-                    Ok(1u32 << order)
-                );
-                for page in 0..1 << order {
+                let order: Option<u32> = front.find("ring-page-order").await.unwrap();
+                let pages: Option<u32> = front.find("num-ring-pages").await.unwrap();
+                let of_order = order.map(|order| 1 << order);
+                let pages = of_order.or(pages).unwrap();
+                for page in 0..pages {
                     let key = format!("{folder}ring-ref{page}");
                     refs.push(front.get(&key).await.unwrap());
                 }
