@@ -230,6 +230,32 @@ fn clients_that_talk_nonsense_or_fall_silent_do_not_bother_others() {
     export.end();
 }
 
+#[test]
+fn a_client_that_asks_for_everything_at_once_is_served_with_little_memory() {
+    let export = Export::start("memory:32M", &[]);
+    let mut client = export.connect();
+    client.write_all(&[0, 0, 0, 3]).unwrap();
+    client
+        .write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\0")
+        .unwrap();
+    client.read_exact(&mut [0; 18 + 10]).unwrap();
+    let mut request = [0u8; 28];
+    request[..8].copy_from_slice(&[0x25, 0x60, 0x95, 0x13, 0, 0, 0, 0]);
+    request[24..].copy_from_slice(&(32u32 << 20).to_be_bytes());
+    client.write_all(&request.repeat(64)).unwrap();
+    let mut reply = vec![0; 16 + (32 << 20)];
+    for _ in 0..64 {
+        client.read_exact(&mut reply).unwrap();
+        assert_eq!(reply[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
+    }
+    let status = fs::read_to_string(format!("/proc/{}/status", export.process.id())).unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let most = most.and_then(|text| text.trim().strip_suffix(" kB"));
+    let most: usize = most.unwrap().parse().unwrap();
+    assert!(most < 1 << 20, "{most} KiB, of which 2 GiB are for replies");
+    export.end();
+}
+
 /// Whether fio can talk NBD here.
 fn fio_talks_nbd() -> bool {
     let engines = run("fio", &["--enghelp"]).map(|output| output.stdout);

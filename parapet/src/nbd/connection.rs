@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -50,6 +51,7 @@ pub(super) async fn serve<G: Guest, T: Transport>(
         transport,
         disk,
         input: vec![0; CHUNK],
+        unread: 0..0,
         requests: Requests::default(),
         jobs: FuturesUnordered::new(),
         output: VecDeque::new(),
@@ -73,6 +75,8 @@ struct Client<G: Guest, T> {
     transport: T,
     disk: Disk<G>,
     input: Vec<u8>,
+    /// What of that was not looked at yet.
+    unread: Range<usize>,
     requests: Requests,
     jobs: FuturesUnordered<Job>,
     output: VecDeque<Vec<u8>>,
@@ -169,7 +173,9 @@ impl<G: Guest, T: Transport> Client<G, T> {
 
     /// Carries out requests until the client leaves.
     async fn serve(&mut self, early: Vec<u8>) -> Result<(), End> {
-        self.accept(&early)?;
+        self.unread = 0..early.len();
+        self.input = early;
+        self.input.resize(self.unread.end.max(CHUNK), 0);
         poll_fn(|cx| {
             for _ in 0..TURNS {
                 let mut moved = self.write()?;
@@ -182,12 +188,11 @@ impl<G: Guest, T: Transport> Client<G, T> {
                     return Poll::Ready(Ok(()));
                 }
                 if self.has_room() {
-                    let count = self.transport.read(&mut self.input)?;
-                    moved |= count > 0;
-                    let input = std::mem::take(&mut self.input);
-                    let accepted = self.accept(input.get(..count).unwrap_or_default());
-                    self.input = input;
-                    accepted?;
+                    if self.unread.is_empty() {
+                        self.unread = 0..self.transport.read(&mut self.input)?;
+                    }
+                    moved |= !self.unread.is_empty();
+                    self.accept()?;
                 }
                 if !moved && self.transport.poll_ready(cx).is_pending() {
                     return Poll::Pending;
@@ -205,9 +210,15 @@ impl<G: Guest, T: Transport> Client<G, T> {
             && self.jobs.len() + self.output.len() < REQUESTS
     }
 
-    /// Begins what is asked for in `input`.
-    fn accept(&mut self, mut input: &[u8]) -> Result<(), Fault> {
-        while let Some((request, data)) = self.requests.next(&mut input)? {
+    /// Begins what is asked for, as long as there is room.
+    fn accept(&mut self) -> Result<(), Fault> {
+        while self.has_room() {
+            let mut input = self.input.get(self.unread.clone()).unwrap_or_default();
+            let next = self.requests.next(&mut input)?;
+            self.unread.start = self.unread.end - input.len();
+            let Some((request, data)) = next else {
+                break;
+            };
             if request.kind == Kind::Disconnect {
                 self.leaves = true;
                 break;
