@@ -235,9 +235,7 @@ fn a_client_that_asks_for_everything_at_once_is_served_with_little_memory() {
     let export = Export::start("memory:32M", &[]);
     let mut client = export.connect();
     client.write_all(&[0, 0, 0, 3]).unwrap();
-    client
-        .write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\0")
-        .unwrap();
+    client.write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\0").unwrap();
     client.read_exact(&mut [0; 18 + 10]).unwrap();
     let mut request = [0u8; 28];
     request[..8].copy_from_slice(&[0x25, 0x60, 0x95, 0x13, 0, 0, 0, 0]);

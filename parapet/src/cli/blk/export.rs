@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use futures_channel::oneshot;
 use futures_util::future::{Either, select};
 use parapet::config::{DiskConfig, GuestConfig};
@@ -15,6 +15,7 @@ use parapet::daemon::{End, Failure, Listening, ending};
 use parapet::guest::Guest;
 use parapet::host::{Host, StartError};
 use parapet::nbd;
+use parapet_blkback::image::Spec;
 use parapet_blkfront::Config;
 
 /// Serves an image to NBD clients, through a guest's disk.
@@ -67,7 +68,7 @@ Examples:
   qemu-img convert -O raw guest.qcow2 'nbd+unix:///?socket=/tmp/disk.sock' -n
   fio --name=t --ioengine=nbd --uri='nbd+unix:///?socket=/tmp/disk.sock' --rw=randwrite \\
       --verify=crc32c --iodepth=32 --size=64M
-  parapet blk export memory:1G --nbd /tmp/disk.sock --restart-every 3";
+  parapet blk export disk.img --nbd /tmp/disk.sock --restart-every 3";
 
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "it is no number".to_owned())?;
@@ -86,6 +87,11 @@ pub(super) fn export(args: &Args) -> Result<ExitCode> {
         builder = builder.queues(queues);
     }
     if args.restart_every.is_some() {
+        let lasting = !matches!(target.parse(), Ok(Spec::Memory { .. }));
+        ensure!(
+            lasting,
+            "{target} would be empty after each restart: give an image that lasts"
+        );
         builder = builder.killable_backends();
     }
     let host = builder.build()?;
