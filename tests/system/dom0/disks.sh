@@ -194,6 +194,8 @@ verified_io() {
     start_in_guest "$1" "
         touch /tmp/io
         dd if=/dev/urandom of=/tmp/random bs=64k count=20
+        # Or there would be moments without a request.
+        while [ -e /tmp/io ]; do dd if=/dev/$2 of=/dev/null bs=1M iflag=direct; done &
         round=0
         while [ -e /tmp/io ]; do
             round=\$((round + 1))
@@ -203,6 +205,7 @@ verified_io() {
             dd if=/dev/$2 bs=64k skip=\$((round % $3 * 16)) count=16 | cmp - /tmp/new || echo BAD: round \$round
             echo \$round >/tmp/rounds
         done
+        wait
         touch /tmp/over"
     wait_for 60 "I/O is under way" goes_on "$1" "$2" "0 reads, 0 sectors; 0 writes, 0 sectors; 0 flushes"
 }
