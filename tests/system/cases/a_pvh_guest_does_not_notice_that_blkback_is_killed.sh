@@ -1,4 +1,4 @@
-# A stock PVH guest under verified I/O does not notice that parapet-blkback is killed and started again, a dozen times.
+# A stock PVH guest under verified I/O does not notice that parapet-blkback is killed and started again, and again.
 # machine: pvh
 # limit: 600
-survives_kills crash-pvh pvh 12
+survives_kills crash-pvh pvh 6
