@@ -239,6 +239,11 @@ survives_kills() {
     _nodes=$(xenstore-ls -f "$_back" | md5sum)
     verified_io "$1" xvdb 16
     for _ in $(seq "$3"); do killed_and_started "$1" xvdb; done
+    # Whether requests are under way at the moment of a kill is chance: until it has been so.
+    for _ in $(seq 30); do
+        ! grep -q 'requests were in flight' /results/daemon-blkback.log || break
+        killed_and_started "$1" xvdb
+    done
     # As by an upgrade.
     killed_and_started "$1" xvdb TERM
     expect "how often it went on" "$(grep -c 'goes on where' /results/daemon-blkback.log)" -ge "$3"
