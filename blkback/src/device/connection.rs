@@ -359,7 +359,7 @@ impl<P: seam::Backend> Device<P> {
         while standing == Standing::Serving && connected.is_online().await? {
             let sectors = opened.image.sectors();
             if looked && sectors != *told {
-                opened.terms.set_sectors(sectors);
+                opened.terms.set_sectors(upkeep.at_most(sectors));
                 self.tell_size(sectors).await?;
                 *told = sectors;
             }
@@ -375,7 +375,8 @@ impl<P: seam::Backend> Device<P> {
             let done;
             (standing, done) = running.next(&connected, upkeep, changes).await?;
             if let Some(Done::Resized(outcome)) = &done {
-                opened.terms.set_sectors(opened.image.sectors());
+                let sectors = opened.image.sectors();
+                opened.terms.set_sectors(upkeep.at_most(sectors));
                 self.answer_resize(&connected, outcome.as_ref().map_err(|e| e.to_string()))
                     .await?;
             }

@@ -35,8 +35,8 @@ pub(super) struct Upkeep<P: seam::Backend> {
     place: P,
     image: Arc<ImageOf<P>>,
     next_look: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// What is being done, and whether that is to resize it.
-    work: Option<(Work, bool)>,
+    /// What is being done, and the size that it is to get by that, if so.
+    work: Option<(Work, Option<u64>)>,
     /// How many sectors it is to have, as soon as nothing else is being done.
     wanted: Option<u64>,
 }
@@ -52,9 +52,23 @@ impl<P: seam::Backend> Upkeep<P> {
         }
     }
 
-    /// Gives the image another size, as soon as possible.
+    /// Gives the image another size, as soon as possible. One that it is getting anyway is not given
+    /// twice: what is asked for next would be undone by the second.
     pub(super) fn resize(&mut self, sectors: u64) {
-        self.wanted = Some(sectors);
+        if self.coming() != Some(sectors) {
+            self.wanted = Some(sectors);
+        }
+    }
+
+    /// So many sectors, but not more than the image is going to have.
+    pub(super) fn at_most(&self, sectors: u64) -> u64 {
+        self.coming().map_or(sectors, |coming| coming.min(sectors))
+    }
+
+    /// The size that the image is going to have, if it is to have another.
+    fn coming(&self) -> Option<u64> {
+        let under_way = self.work.as_ref().and_then(|(_, sectors)| *sectors);
+        self.wanted.or(under_way)
     }
 
     /// Ready when something was done.
@@ -69,8 +83,8 @@ impl<P: seam::Backend> Upkeep<P> {
                 self.next_look = Box::pin(self.place.sleep(LOOK));
                 let outcome = outcome.unwrap_or_else(|| Err(io::Error::other("it panicked")));
                 return Poll::Ready(match (resizes, outcome) {
-                    (true, outcome) => Done::Resized(outcome),
-                    (false, outcome) => {
+                    (Some(_), outcome) => Done::Resized(outcome),
+                    (None, outcome) => {
                         if let Err(error) = outcome {
                             // It has the size that it had; who uses it will see.
                             log::debug!("an image cannot be measured: {error}");
@@ -81,9 +95,9 @@ impl<P: seam::Backend> Upkeep<P> {
             }
             let image = Arc::clone(&self.image);
             let (begun, resizes) = if let Some(sectors) = self.wanted.take() {
-                (aside(move || image.resize(sectors)), true)
+                (aside(move || image.resize(sectors)), Some(sectors))
             } else if self.next_look.as_mut().poll(cx).is_ready() {
-                (aside(move || image.measure()), false)
+                (aside(move || image.measure()), None)
             } else {
                 return Poll::Pending;
             };
