@@ -10,7 +10,7 @@ use parapet_hypervisor::seam::{self, Access, MapError};
 use parapet_ring::Peer;
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::xenbus::XenbusState;
-use parapet_xenstore::client::{self, Client, Watch};
+use parapet_xenstore::client::{self, Watch};
 use parapet_xenstore::xenbus::{self, Backend, Closing, Connected, End, InitWait, Keys};
 
 use super::recovery::Kept;
@@ -374,11 +374,11 @@ impl<P: seam::Backend> Device<P> {
             }
             let done;
             (standing, done) = running.next(&connected, upkeep, changes).await?;
-            if let Some(Done::Resized(outcome)) = &done {
+            if let Some(Done::Resized(wish, outcome)) = &done {
                 let sectors = opened.image.sectors();
                 opened.terms.set_sectors(upkeep.at_most(sectors));
-                self.answer_resize(&connected, outcome.as_ref().map_err(|e| e.to_string()))
-                    .await?;
+                let outcome = outcome.as_ref().map_err(|e| e.to_string());
+                self.answer_resize(&connected, Some(*wish), outcome).await?;
             }
             looked = done.is_some();
         }
@@ -414,25 +414,32 @@ impl<P: seam::Backend> Device<P> {
         match resize_to(value) {
             Ok(sectors) => Ok(Some(sectors)),
             Err(error) => {
-                self.answer_resize(end, Err(error.to_string())).await?;
+                self.answer_resize(end, None, Err(error.to_string()))
+                    .await?;
                 Ok(None)
             }
         }
     }
 
-    /// Takes the operator's wish for another size away, and leaves what was wrong with it, if
-    /// something was.
+    /// Takes the operator's wish for another size away, if it is still that of so many sectors (or
+    /// one that makes no sense), and leaves what was wrong with it, if something was.
     async fn answer_resize(
         &self,
         end: &End,
+        wish: Option<u64>,
         outcome: Result<&(), String>,
     ) -> Result<(), DeviceError> {
         let (own, outcome) = (end.own(), &outcome);
         let answered = self.store.transaction(|tx| async move {
             let own = own.within(&tx);
-            remove(&tx, &own.path("resize-to")).await?;
+            // Another may have come meanwhile, and will be seen to.
+            let now = tx.read(&own.path("resize-to")).await;
+            let now = String::from_utf8_lossy(now.as_deref().unwrap_or_default()).into_owned();
+            if resize_to(now).ok() == wish {
+                own.remove("resize-to").await?;
+            }
             match outcome {
-                Ok(()) => remove(&tx, &own.path("resize-error")).await,
+                Ok(()) => own.remove("resize-error").await,
                 Err(error) => own.set("resize-error", error).await,
             }
         });
@@ -466,13 +473,5 @@ impl<P: seam::Backend> Device<P> {
         let vbd = self.record.vbd();
         log::info!("vbd {vbd}: it has {sectors} sectors from now on");
         Ok(())
-    }
-}
-
-/// Removes a node that may be there.
-async fn remove(tx: &Client, path: &str) -> Result<(), client::Error> {
-    match tx.remove(path).await {
-        Err(error) if error.is_not_found() => Ok(()),
-        removed => removed,
     }
 }

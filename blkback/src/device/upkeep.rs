@@ -26,8 +26,8 @@ type Work = Pin<Box<dyn Future<Output = Option<io::Result<()>>> + Send>>;
 pub(super) enum Done {
     /// The image was looked at: it may have another size than before.
     Measured,
-    /// It was resized, or was not.
-    Resized(io::Result<()>),
+    /// It was resized to so many sectors, or was not.
+    Resized(u64, io::Result<()>),
 }
 
 /// What goes on aside for one connection.
@@ -83,7 +83,7 @@ impl<P: seam::Backend> Upkeep<P> {
                 self.next_look = Box::pin(self.place.sleep(LOOK));
                 let outcome = outcome.unwrap_or_else(|| Err(io::Error::other("it panicked")));
                 return Poll::Ready(match (resizes, outcome) {
-                    (Some(_), outcome) => Done::Resized(outcome),
+                    (Some(sectors), outcome) => Done::Resized(sectors, outcome),
                     (None, outcome) => {
                         if let Err(error) = outcome {
                             // It has the size that it had; who uses it will see.
