@@ -22,6 +22,7 @@ mod make;
 mod recount;
 mod refcounts;
 pub mod snapshots;
+mod tables;
 
 use std::fmt;
 use std::fs::File;

@@ -11,9 +11,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::header::Header;
-
-const COMPRESSED: u64 = 1 << 62;
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+use super::tables::{COMPRESSED, OFFSET, damaged, words};
 
 /// Counts what is in use and does not count. How many clusters that were.
 ///
@@ -51,22 +49,6 @@ pub(super) fn recount(file: &File, header: &Header) -> io::Result<u64> {
         }
     }
     counts.write()
-}
-
-fn damaged(what: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("{what}: repair it with `qemu-img check -r all`"),
-    )
-}
-
-fn words(file: &File, offset: u64, len: u64) -> io::Result<Vec<u64>> {
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-    file.read_exact_at(&mut bytes, offset)?;
-    let words = bytes.chunks_exact(8);
-    Ok(words
-        .map(|word| u64::from_be_bytes(word.try_into().unwrap_or_default()))
-        .collect())
 }
 
 struct Counts<'a> {

@@ -5,27 +5,19 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::header::{Header, MAX_L1};
+use super::tables::{COMPRESSED, OFFSET, damaged, words};
 
 /// The most clusters that are counted: a counter has four bytes.
 const MOST: u64 = 64 << 20;
 
 /// In L1 and L2 tables: nobody else uses it.
 const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// A table of L2 tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct L1 {
     pub(super) offset: u64,
     pub(super) entries: u32,
-}
-
-fn damaged(what: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("{what}: look at it with `qemu-img check`"),
-    )
 }
 
 /// How often each cluster is used.
@@ -103,12 +95,7 @@ impl<'a> Counts<'a> {
         if !offset.is_multiple_of(self.cluster()) {
             return Err(damaged("one of its tables has an impossible place"));
         }
-        let mut bytes = vec![0; entries * 8];
-        self.file.read_exact_at(&mut bytes, offset)?;
-        let words = bytes.chunks_exact(8);
-        Ok(words
-            .map(|word| u64::from_be_bytes(word.try_into().unwrap_or_default()))
-            .collect())
+        words(self.file, offset, entries as u64 * 8)
     }
 
     /// Sees to it that the entries of a tree say of clusters that somebody else uses them too; and
