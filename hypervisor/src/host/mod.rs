@@ -19,12 +19,14 @@
 //!   of their own memory, never a guest's.
 //! * [`Ram`] is memory of the host's own to play a disk.
 //! * [`FileMemory`] is memory that outlives the process.
+//! * [`Tap`] is an Ethernet device of the host, frames in granted pages straight to and from it.
 //! * [`aside`] does on a thread of its own what may never end.
 
 mod aside;
 mod file_memory;
 mod lease;
 mod ram;
+mod tap;
 mod transfer;
 mod uring;
 mod workers;
@@ -33,6 +35,7 @@ pub use aside::aside;
 pub use file_memory::{FileMemory, nonce};
 pub use lease::{Lease, Page};
 pub use ram::Ram;
+pub use tap::{HEADER as TAP_HEADER, Tap, Unfinished, in_network_namespace};
 pub use transfer::transfer;
 pub use uring::{Completion, Operation, Refused, Uring};
 pub use workers::{Disk, Workers};
