@@ -42,13 +42,13 @@ use parapet_xenstore::xenbus::{self, Backend, Closed, Closing, End, InitWait, In
 use crate::budget::Budget;
 use crate::image::{Access, OpenError, Spec, SpecError};
 use crate::journal::{Journal, Journals};
-use crate::limit::{Limit, Pace};
 use crate::negotiation::{Assignment, BadKey, Offer};
 use crate::queue::{ImageOf, QueueError};
 use crate::report::{Disk, Record, Stage};
 use crate::terms::Terms;
-use crate::turns::Turns;
 use connection::Changes;
+use parapet_backend::limit::{Limit, Pace};
+use parapet_backend::turns::Turns;
 
 /// How long a queue may look for requests where the frontend runs on another processor: longer than
 /// two wake-ups across processors of a virtual machine, or it would never find any there.

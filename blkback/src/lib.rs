@@ -37,13 +37,12 @@ pub mod device;
 pub mod grants;
 pub mod image;
 pub mod journal;
-pub mod limit;
 pub mod negotiation;
-mod polling;
 pub mod queue;
 pub mod report;
 pub mod request;
 pub mod service;
 pub mod stats;
 pub mod terms;
-mod turns;
+
+pub use parapet_backend::limit;

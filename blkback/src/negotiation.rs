@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+pub use parapet_backend::keys::BadKey;
+use parapet_backend::keys::{bad, flag, flag_or, number};
 use parapet_xen_sys::io::blkif::{DiskInfo, SECTOR_SIZE};
 use parapet_xen_sys::io::protocols;
 use parapet_xen_sys::{GrantRef, Port};
@@ -33,56 +35,6 @@ pub struct Assignment {
     pub discard: bool,
     /// `dev`: what the toolstack calls the disk, as `xvda`. For people.
     pub name: Option<String>,
-}
-
-/// A key that is not as it must be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadKey {
-    /// It is not there.
-    #[error("the key {0} is missing")]
-    Missing(&'static str),
-    /// It is there, and makes no sense.
-    #[error("the key {key} is {value:?}, which is not {expected}")]
-    Value {
-        /// The key.
-        key: String,
-        /// What it says.
-        value: String,
-        /// What it may say.
-        expected: &'static str,
-    },
-}
-
-fn bad(key: &str, value: &str, expected: &'static str) -> BadKey {
-    BadKey::Value {
-        key: key.into(),
-        // A peer chose it; it goes into a log.
-        value: value.chars().take(64).collect(),
-        expected,
-    }
-}
-
-/// A key's value as a number: decimal digits and nothing else.
-fn number<T: std::str::FromStr>(
-    key: &str,
-    get: impl Fn(&str) -> Option<String>,
-) -> Result<Option<T>, BadKey> {
-    let Some(value) = get(key) else {
-        return Ok(None);
-    };
-    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
-    match value.parse() {
-        Ok(number) if digits => Ok(Some(number)),
-        _ => Err(bad(key, &value, "a number in range")),
-    }
-}
-
-fn flag(key: &str, get: impl Fn(&str) -> Option<String>) -> Result<bool, BadKey> {
-    flag_or(key, false, get)
-}
-
-fn flag_or(key: &str, absent: bool, get: impl Fn(&str) -> Option<String>) -> Result<bool, BadKey> {
-    Ok(number::<u32>(key, get)?.map_or(absent, |number| number != 0))
 }
 
 impl Assignment {

@@ -35,13 +35,13 @@ use crate::image::{
     Completion, Discard, Image, ImageQueue, Job, Limits, Operation, Sectors, Submitted,
 };
 use crate::journal::{Keep, Live, Log, Part, Tags, Unfit};
-use crate::limit::Limit;
-use crate::polling::Polling;
 use crate::request::{
     Disk, Indirect, Layout, MAX_INDIRECT_SEGMENTS, Refusal, Request, Slot, Transfer, check,
 };
 use crate::stats::{Kind, QueueStats};
 use crate::terms::{Terms, Turn};
+use parapet_backend::limit::Limit;
+use parapet_backend::polling::Polling;
 
 /// The image that disks of place `P` are kept in.
 pub type ImageOf<P> = dyn Image<Buffer<<P as parapet_hypervisor::seam::Grants>::Mapping>>;

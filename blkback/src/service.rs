@@ -17,7 +17,7 @@ use crate::budget::Budget;
 use crate::device::{Device, Entry, JOURNAL_KEY, Options};
 use crate::journal::{Journal, Journals, NotThere};
 use crate::report::{Reports, Vbd};
-use crate::turns::Turns;
+use parapet_backend::turns::Turns;
 
 /// What the service acts on.
 enum Event {

@@ -26,11 +26,11 @@ use super::connection::{Changes, Running};
 use super::{Device, DeviceError, Found, Opened, frontend_state};
 use crate::image::{OpenError, Spec};
 use crate::journal::{Journal, Keep, Unfit};
-use crate::limit::Pace;
 use crate::negotiation::{Answer, Assignment, Protocol};
 use crate::queue::{ImageOf, QueueError};
 use crate::report::Stage;
 use crate::request::{Layout, X86_32, X86_64};
+use parapet_backend::limit::Pace;
 
 /// How long an image may be in use by what is left of another backend: as long as a medium may
 /// take for its last input and output.

@@ -7,7 +7,7 @@ use futures_channel::oneshot;
 
 /// So many may have a turn at once, the others wait in line. Clones are the same line.
 #[derive(Debug, Clone)]
-pub(crate) struct Turns(Arc<Mutex<Line>>);
+pub struct Turns(Arc<Mutex<Line>>);
 
 #[derive(Debug)]
 struct Line {
@@ -21,7 +21,7 @@ struct Turn(Turns);
 
 impl Turns {
     /// Turns for `most` at once.
-    pub(crate) fn new(most: usize) -> Self {
+    pub fn new(most: usize) -> Self {
         Turns(Arc::new(Mutex::new(Line {
             free: most,
             waiting: VecDeque::new(),
@@ -29,7 +29,7 @@ impl Turns {
     }
 
     /// Does something when it has its turn.
-    pub(crate) async fn take<R>(&self, what: impl Future<Output = R>) -> R {
+    pub async fn take<R>(&self, what: impl Future<Output = R>) -> R {
         let turn = self.wait().await;
         let outcome = what.await;
         drop(turn);

@@ -36,17 +36,17 @@ impl Limit {
     }
 
     /// Complains of the host's fault.
-    pub(crate) fn warn<T: fmt::Display>(&self, now: Instant, what: impl FnOnce() -> T) {
+    pub fn warn<T: fmt::Display>(&self, now: Instant, what: impl FnOnce() -> T) {
         self.log(Level::Warn, now, what);
     }
 
     /// Complains of the peer's fault, which is the peer's trouble.
-    pub(crate) fn debug<T: fmt::Display>(&self, now: Instant, what: impl FnOnce() -> T) {
+    pub fn debug<T: fmt::Display>(&self, now: Instant, what: impl FnOnce() -> T) {
         self.log(Level::Debug, now, what);
     }
 
     /// Tells what the peer does.
-    pub(crate) fn info<T: fmt::Display>(&self, now: Instant, what: impl FnOnce() -> T) {
+    pub fn info<T: fmt::Display>(&self, now: Instant, what: impl FnOnce() -> T) {
         self.log(Level::Info, now, what);
     }
 
@@ -81,14 +81,14 @@ const BEGINNINGS: u32 = 32;
 
 /// How often a peer begins anew.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub struct Pace {
     since: Instant,
     beginnings: u32,
 }
 
 impl Pace {
     /// Counts one more beginning, at `now`. If there were too many, says until when to wait.
-    pub(crate) fn begin(&mut self, now: Instant) -> Option<Instant> {
+    pub fn begin(&mut self, now: Instant) -> Option<Instant> {
         let end = self.since.after(INTERVAL);
         if now >= end || self.beginnings == 0 {
             *self = Pace {

@@ -15,7 +15,7 @@ const LEAST: Duration = Duration::from_micros(4);
 
 /// How long to look, and since when that goes on.
 #[derive(Debug)]
-pub(crate) struct Polling {
+pub struct Polling {
     most: Duration,
     budget: Duration,
     since: Option<Instant>,
@@ -23,7 +23,7 @@ pub(crate) struct Polling {
 
 impl Polling {
     /// Looks for up to `most` before a sleep, and at first for all of that.
-    pub(crate) fn new(most: Duration) -> Self {
+    pub fn new(most: Duration) -> Self {
         Polling {
             most,
             budget: most,
@@ -33,13 +33,13 @@ impl Polling {
 
     /// There was something to do.
     #[inline]
-    pub(crate) fn found(&mut self) {
+    pub fn found(&mut self) {
         self.since = None;
     }
 
     /// There was nothing to do: whether to look again before going to sleep.
     #[inline]
-    pub(crate) fn look_again(&mut self, now: impl FnOnce() -> Instant) -> bool {
+    pub fn look_again(&mut self, now: impl FnOnce() -> Instant) -> bool {
         if self.budget.is_zero() {
             return false;
         }
@@ -48,12 +48,12 @@ impl Polling {
     }
 
     /// Whether it matters how long a sleep is.
-    pub(crate) fn is_measured(&self) -> bool {
+    pub fn is_measured(&self) -> bool {
         !self.most.is_zero()
     }
 
     /// There was something to do after a sleep of this length.
-    pub(crate) fn slept(&mut self, time: Duration) {
+    pub fn slept(&mut self, time: Duration) {
         self.since = None;
         self.budget = if time <= self.most {
             (self.budget * 2).max(LEAST).min(self.most)
