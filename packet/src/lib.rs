@@ -18,8 +18,13 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod checksum;
+pub mod hash;
+pub mod headers;
 mod mac;
 mod offloads;
+pub mod segment;
+pub mod vnet;
 
 pub use mac::{Mac, NotAMac};
 pub use offloads::{Checksum, Gso, GsoKind, Offloads};
