@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 use parapet_hypervisor::seam::Grants;
 
 use crate::bell::Bell;
 use crate::frame::Frame;
+use crate::steering::Steering;
 
 /// Frames that may wait for a queue.
 pub const WAITING: usize = 512;
@@ -15,23 +17,36 @@ pub const WAITING: usize = 512;
 /// The receiving side of a connected vif. Anybody may deliver to it.
 pub struct Endpoint<P: Grants> {
     inboxes: Box<[Inbox<P>]>,
+    steering: Arc<Steering>,
 }
 
 struct Inbox<P: Grants> {
     frames: ArrayQueue<Frame<P>>,
     bell: Arc<Bell>,
+    /// Its queue takes no more.
+    closed: AtomicBool,
 }
 
 impl<P: Grants> Endpoint<P> {
-    /// An endpoint with an inbox for each of these bells, which wake the queues' tasks.
-    pub fn new(bells: impl IntoIterator<Item = Arc<Bell>>) -> Self {
+    /// An endpoint with an inbox for each of these bells, which wake the queues' tasks. The
+    /// frontend may set in `steering` which frames are for which queue.
+    pub fn new(bells: impl IntoIterator<Item = Arc<Bell>>, steering: Arc<Steering>) -> Self {
         let inbox = |bell| Inbox {
             frames: ArrayQueue::new(WAITING),
             bell,
+            closed: AtomicBool::new(false),
         };
         Endpoint {
             inboxes: bells.into_iter().map(inbox).collect(),
+            steering,
         }
+    }
+
+    /// Whether its guest has said which frames are for which queue, and wants to be told their
+    /// hashes.
+    #[inline]
+    pub fn is_steered(&self) -> bool {
+        self.steering.is_on()
     }
 
     /// How many queues it has.
@@ -46,12 +61,37 @@ impl<P: Grants> Endpoint<P> {
     /// # Errors
     /// There is no room: the frame back.
     #[inline]
-    pub fn deliver(&self, hint: usize, frame: Frame<P>) -> Result<usize, Frame<P>> {
-        let queue = hint % self.inboxes.len().max(1);
-        match self.inboxes.get(queue) {
-            Some(inbox) => inbox.frames.push(frame).map(|()| queue),
-            None => Err(frame),
+    pub fn deliver(&self, hint: usize, mut frame: Frame<P>) -> Result<usize, Frame<P>> {
+        let mut queue = hint % self.inboxes.len().max(1);
+        if self.steering.is_on() {
+            let steered = self
+                .steering
+                .steer(frame.head(), frame.len(), self.inboxes.len());
+            frame.set_hash(steered.map(|(_, hash)| hash));
+            queue = steered.map_or(queue, |(queue, _)| queue);
         }
+        let Some(inbox) = self.inboxes.get(queue) else {
+            return Err(frame);
+        };
+        inbox.frames.push(frame)?;
+        // Either this sees that it is closed, or who closed it sees the frame: both write before
+        // they read.
+        if inbox.closed.load(Ordering::SeqCst) {
+            while inbox.frames.pop().is_some() {}
+        }
+        Ok(queue)
+    }
+
+    /// Takes no more frames for a queue, and lets go of those that wait; how many these were.
+    pub fn close(&self, queue: usize) -> u64 {
+        let mut waiting = 0;
+        if let Some(inbox) = self.inboxes.get(queue) {
+            inbox.closed.store(true, Ordering::SeqCst);
+            while inbox.frames.pop().is_some() {
+                waiting += 1;
+            }
+        }
+        waiting
     }
 
     /// Wakes a queue that was delivered to.

@@ -358,6 +358,7 @@ pub struct Pool<P: Grants> {
     idle: Vec<Box<Inner<P>>>,
     free: Vec<u16>,
     frames: usize,
+    pages: usize,
 }
 
 impl<P: Grants> Pool<P> {
@@ -405,6 +406,7 @@ impl<P: Grants> Pool<P> {
             idle,
             free: (0..pages).rev().collect(),
             frames: usize::from(frames),
+            pages: usize::from(pages),
         })
     }
 
@@ -433,6 +435,50 @@ impl<P: Grants> Pool<P> {
     /// Gives back a page that became no part of a frame.
     pub fn give_back(&mut self, page: u16) {
         self.free.push(page);
+    }
+
+    /// How many frames and pages it has, lent or not.
+    pub fn size(&self) -> (usize, usize) {
+        (self.frames, self.pages)
+    }
+
+    /// A copy of another pool's frame, with whatever is left to be done to it, in pages of this
+    /// one; none if there are too few.
+    pub fn copy_of(&mut self, other: &Frame<P>) -> Option<Frame<P>> {
+        let rest = other.len() - other.head().len();
+        if self.free.len() < rest.div_ceil(PAGE_SIZE) {
+            return None;
+        }
+        let mut frame = self.take()?;
+        let head = other.head();
+        frame.make_head(head.len()).ok()?.copy_from_slice(head);
+        let (mut page, mut at) = (0, PAGE_SIZE);
+        let mut left = rest;
+        for view in other.views() {
+            let mut from = 0;
+            while from < view.len() {
+                if at == PAGE_SIZE {
+                    (page, at) = (self.take_page()?, 0);
+                    let part = Part {
+                        page: Page::Local(page),
+                        offset: 0,
+                        // At most a page.
+                        len: left.min(PAGE_SIZE) as u16,
+                    };
+                    frame.push(part).ok()?;
+                    left -= usize::from(part.len);
+                }
+                let len = (view.len() - from).min(PAGE_SIZE - at);
+                let to = usize::from(page) * PAGE_SIZE + at;
+                view.copy_to(from, self.memory.local.view(), to, len).ok()?;
+                from += len;
+                at += len;
+            }
+        }
+        frame.set_offloads(other.offloads());
+        frame.set_hash(other.hash());
+        frame.set_tag(u32::MAX);
+        Some(frame)
     }
 
     /// Pages of our own that are free.
