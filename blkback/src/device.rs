@@ -1,54 +1,37 @@
-//! One vbd: from the moment the toolstack has written its nodes until it is taken away.
+//! A vbd: the image behind it, and the connections to its frontend.
 //!
-//! ```text
-//!   toolstack    backend (we)              frontend
-//!   ─────────    ────────────              ────────
-//!   1 ─────────► opens the image
-//!                writes its offer
-//!                2 InitWait ──────────────► writes its answer
-//!   script ────► maps, binds, serves ◄───── 3 Initialised
-//!                4 Connected ─────────────► 4 Connected
-//!   (or 5) ────► 5 Closing, and serves on ◄ 5 Closing
-//!                lets go of everything ◄─── 6 Closed, or its directory is gone
-//!                6 Closed                   (1 again: from the start)
-//! ```
-//!
-//! The order of states is that of Linux's blkback, on which toolstacks and frontends rely; see
-//! `xen/include/public/io/xenbus.h` and `io/blkif.h`. A frontend that is Closing may still finish
-//! what it has begun: some Linux guests go on using a disk for as long as it is mounted.
-//!
-//! The toolstack takes a device away by `online` = 0, at any moment. One that is not connected is
-//! Closed at once then, whatever its frontend does, since a toolstack waits for that.
-//!
-//! In domain 0 libxl runs the script that the key `script` names as soon as it sees InitWait, and
-//! the script says in `hotplug-status` whether the device may be connected. An image that cannot
-//! be opened is an `error` there too, which `block-parapet` hands on to whoever attached the disk.
+//! The life of one is that of every device, see [`parapet_backend::device`]; here is what makes it a
+//! disk. The keys are those of `xen/include/public/io/blkif.h`.
 
 mod connection;
 mod recovery;
 mod upkeep;
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::pin::pin;
+use std::marker::PhantomData;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use parapet_hypervisor::seam::{self, EventError, MapError};
-use parapet_xen_sys::io::xenbus::XenbusState;
-use parapet_xen_sys::{DomId, Errno};
-use parapet_xenstore::client::{self, Client};
-use parapet_xenstore::xenbus::{self, Backend, Closed, Closing, End, InitWait, Initialising, Keys};
+use parapet_backend::Error;
+use parapet_backend::kind::{Kind, Recovered};
+use parapet_backend::queues::Queues;
+use parapet_backend::report::DeviceId;
+use parapet_backend::values::Values;
+use parapet_hypervisor::seam;
+use parapet_xen_sys::Errno;
+use parapet_xenstore::client;
+use parapet_xenstore::xenbus::{self, Backend, Connected, InitWait, Keys};
 
 use crate::budget::Budget;
 use crate::image::{Access, OpenError, Spec, SpecError};
-use crate::journal::{Journal, Journals};
-use crate::negotiation::{Assignment, BadKey, Offer};
+use crate::journal::{Journal, Journals, NotThere};
+use crate::negotiation::{Assignment, Offer};
 use crate::queue::{ImageOf, QueueError};
-use crate::report::{Disk, Record, Stage};
+use crate::report::{About, Disk};
 use crate::terms::Terms;
-use connection::Changes;
-use parapet_backend::limit::{Limit, Pace};
-use parapet_backend::turns::Turns;
+use connection::Connection;
 
 /// How long a queue may look for requests where the frontend runs on another processor: longer than
 /// two wake-ups across processors of a virtual machine, or it would never find any there.
@@ -80,42 +63,22 @@ impl Default for Options {
 
 /// The key in the backend's directory that has the name of the connection's journal: there the
 /// frontend cannot write.
-pub(crate) const JOURNAL_KEY: &str = "parapet-journal";
+const JOURNAL_KEY: &str = "parapet-journal";
 
-/// How a device is found.
-pub(crate) enum Entry {
-    /// At its beginning, or to be put there.
-    Beginning,
-    /// As a backend before us has left it that had connected: with its journal, or without.
-    Left(Option<Journal>),
-}
-
-/// A vbd's nodes and what is behind them.
-pub(crate) struct Device<P: seam::Backend> {
-    place: P,
-    store: Client,
-    /// The backend's directory.
-    path: String,
+/// How the vbds of a domain are served.
+pub struct Disks<P> {
     options: Options,
     budget: Budget,
-    /// For transactions: a domain may have only so many at once.
-    turns: Turns,
     /// Where to write down what is in flight.
     journals: Option<Journals>,
-    record: Record,
-    complaints: Limit,
-    connections: Limit,
+    place: PhantomData<fn() -> P>,
 }
 
-/// Why a device was closed.
+type Device<P> = parapet_backend::device::Device<Disks<P>>;
+
+/// Why there is no disk to serve.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum DeviceError {
-    /// The handshake failed.
-    #[error(transparent)]
-    Xenbus(#[from] xenbus::Error),
-    /// A key makes no sense: the toolstack's or the frontend's.
-    #[error(transparent)]
-    Key(#[from] BadKey),
+enum NoDisk {
     /// The toolstack named no image.
     #[error(transparent)]
     Spec(#[from] SpecError),
@@ -128,322 +91,60 @@ pub(crate) enum DeviceError {
     /// The image cannot be used.
     #[error(transparent)]
     Image(#[from] OpenError),
-    /// The toolstack's script failed.
-    #[error("the hotplug script failed: {0}")]
-    Script(String),
-    /// The frontend's ring cannot be mapped.
-    #[error("the ring: {0}")]
-    Ring(#[from] MapError),
-    /// The frontend's event channel cannot be bound.
-    #[error(transparent)]
-    Events(#[from] EventError),
-    /// The queue ended.
-    #[error(transparent)]
-    Queue(#[from] QueueError),
 }
 
-impl From<client::Error> for DeviceError {
-    fn from(error: client::Error) -> Self {
-        xenbus::Error::from(error).into()
+impl From<NoDisk> for Error {
+    fn from(error: NoDisk) -> Self {
+        let errno = match error {
+            NoDisk::Spec(_) => Errno::EINVAL,
+            NoDisk::EmptyDrive | NoDisk::Image(_) => Errno::EIO,
+        };
+        Error::of_kind(errno, error)
     }
 }
 
-impl DeviceError {
-    /// The number that goes with the reason in the xenstore.
-    fn errno(&self) -> Errno {
-        match self {
-            DeviceError::Xenbus(_) | DeviceError::Key(_) | DeviceError::Spec(_) => Errno::EINVAL,
-            DeviceError::Ring(_) | DeviceError::Events(_) => Errno::EACCES,
-            DeviceError::EmptyDrive
-            | DeviceError::Script(_)
-            | DeviceError::Image(_)
-            | DeviceError::Queue(_) => Errno::EIO,
-        }
+impl From<QueueError> for Error {
+    fn from(error: QueueError) -> Self {
+        Error::of_kind(Errno::EIO, error)
     }
 }
 
-/// The frontend's state; `Unknown` if it makes no sense, and `Closed` if it is gone.
-async fn frontend_state(end: &End) -> Result<XenbusState, DeviceError> {
-    match end.other().state().await {
-        Err(xenbus::Error::Peer { .. }) => Ok(XenbusState::Unknown),
-        state => Ok(state?),
-    }
+/// A disk that can be served.
+pub struct Opened<P: seam::Backend> {
+    image: Arc<ImageOf<P>>,
+    /// What was offered at first.
+    offer: Offer,
+    /// What is true for as long as the device lives, over all connections.
+    terms: Arc<Terms>,
+    /// Whether what is in it outlives us.
+    lasting: bool,
 }
 
-/// Whether the toolstack has put a device that was past its beginning back there, as it does when
-/// it makes another in its place.
-async fn is_back_at_the_beginning(end: &End) -> Result<bool, DeviceError> {
-    let state: Option<String> = end.own().find("state").await?;
-    Ok(state.as_deref() == Some("1"))
-}
-
-/// As much of an error as fits a node: a peer's words, or a long path, may be part of it.
-fn words(error: &DeviceError) -> String {
-    error.to_string().chars().take(512).collect()
-}
-
-impl<P: seam::Backend> Device<P> {
-    /// The device whose backend's directory is `path`, an absolute path in the xenstore that
-    /// `store` leads to.
-    pub(crate) fn new(
-        place: P,
-        store: Client,
-        path: String,
-        options: Options,
-        budget: Budget,
-        turns: Turns,
-        record: Record,
-    ) -> Self {
-        let limit = || Limit::new(format!("vbd {}", record.vbd()));
-        Device {
-            complaints: limit(),
-            connections: limit(),
-            place,
-            store,
-            path,
+impl<P: seam::Backend> Disks<P> {
+    /// Disks that are served like this.
+    pub fn new(options: Options) -> Self {
+        Disks {
+            budget: Budget::new(options.persistent_pages),
             options,
-            budget,
-            turns,
             journals: None,
-            record,
+            place: PhantomData,
         }
     }
 
-    /// Writes down what is in flight.
-    pub(crate) fn keeping(mut self, journals: Option<Journals>) -> Self {
-        self.journals = journals;
+    /// Keeps journals of what is in flight, so that a service that comes after this one crashed
+    /// goes on where it was.
+    pub fn keeping(mut self, journals: Journals) -> Self {
+        self.journals = Some(journals);
         self
     }
 
-    /// Serves the device until it is removed. Whatever goes wrong closes it, with the reason in
-    /// the xenstore's `error` directory; a frontend to blame may connect again, as it may after
-    /// any other closing.
-    ///
-    /// # Errors
-    /// The xenstore's.
-    pub(crate) async fn serve(self, entry: Entry) -> Result<(), client::Error> {
-        let outcome = match entry {
-            Entry::Beginning => {
-                let opened = Backend::open(&self.store, &self.path);
-                match self.turns.take(opened).await {
-                    Ok(backend) => self.live(backend).await,
-                    Err(error) => Err(error.into()),
-                }
-            }
-            Entry::Left(journal) => self.take_over(journal).await,
-        };
-        match outcome {
-            // The toolstack did not wait for us: there is nothing left to close.
-            Err(DeviceError::Xenbus(xenbus::Error::Store(error))) if error.is_not_found() => {}
-            Err(error) => {
-                self.complain(&error);
-                self.close().await?;
-            }
-            Ok(()) => {}
-        }
-        let vbd = self.record.vbd();
-        log::info!("vbd {vbd}: ended: {}", self.record.stats().sum());
-        Ok(())
-    }
-
-    /// Sees to it that nobody waits for a device that is served no more, whatever state it was in.
-    async fn close(&self) -> Result<(), client::Error> {
-        self.put(XenbusState::Closed).await
-    }
-
-    /// Writes our state, whatever it was, if the device is still there.
-    async fn put(&self, state: XenbusState) -> Result<(), client::Error> {
-        let path = &self.path;
-        let written = self.store.transaction(|tx| async move {
-            let own = Keys::new(tx.clone(), path.clone());
-            match tx.read(&own.path("state")).await {
-                Ok(_) => own.set("state", u32::from(state)).await,
-                Err(error) if error.is_not_found() => Ok(()),
-                Err(error) => Err(error),
-            }
-        });
-        self.turns.take(written).await
-    }
-
-    /// Takes note of an error, and logs it at a limited rate: a frontend may cause one at each
-    /// connection.
-    fn complain(&self, error: &DeviceError) {
-        self.record.note(|report| report.error = Some(words(error)));
-        self.complaints.warn(self.place.now(), || words(error));
-    }
-
-    /// Complains of an error, and leaves it where toolstacks look for it.
-    async fn report(&self, end: &End, error: &DeviceError) -> Result<(), client::Error> {
-        self.complain(error);
-        end.report(error.errno(), &words(error)).await
-    }
-
-    async fn live(&self, mut backend: Backend<Initialising>) -> Result<(), DeviceError> {
-        let mut changes = Changes::of(&backend).await?;
-        let orders = Found::orders(backend.own()).await?;
-        // Nobody runs it in another domain.
-        let scripted = orders.get("script").is_some() && self.place.domid() == DomId::ZERO;
-        let opened = match self.open_image(&backend, &orders, &mut changes).await {
-            Ok(Some(opened)) => opened,
-            Ok(None) => {
-                let closing = self.turns.take(backend.close()).await?;
-                return self.give_up(closing, &orders, &mut changes).await;
-            }
-            Err(error) => {
-                self.report(&backend, &error).await?;
-                let outcome = self.refuse(backend, scripted, &error, &mut changes).await?;
-                return match outcome {
-                    Some(closing) => self.give_up(closing, &orders, &mut changes).await,
-                    None => Ok(()),
-                };
-            }
-        };
-        let mut pace = Pace::default();
-        loop {
-            let keys = opened.offer().keys();
-            let announced = backend.announce(|own| {
-                let keys = keys.clone();
-                async move {
-                    for (key, value) in keys {
-                        own.set(key, value).await?;
-                    }
-                    Ok(())
-                }
-            });
-            let waiting = self.turns.take(announced).await?;
-            self.record.stage(Stage::Waiting);
-            let outcome = self
-                .one_connection(waiting, &opened, scripted, &mut changes)
-                .await?;
-            self.record.stage(Stage::Closed);
-            let closing = match outcome {
-                Ended::Connection(closing) => closing,
-                Ended::Device(closing) => {
-                    drop(opened);
-                    return self.give_up(closing, &orders, &mut changes).await;
-                }
-            };
-            if !self.frontend_leaves(&closing, &mut changes).await? {
-                // A toolstack that sees us closed may hand the image to somebody else.
-                drop(opened);
-                self.closed(closing, &orders).await?;
-                return Ok(());
-            }
-            let reopened = self.reopen(closing, &orders, &mut pace, &mut changes);
-            backend = match reopened.await? {
-                Some(backend) => backend,
-                None => return Ok(()),
-            };
-        }
-    }
-
-    /// Waits until the frontend has left. Whether the device is to go on then.
-    async fn frontend_leaves(
-        &self,
-        closing: &Backend<Closing>,
-        changes: &mut Changes,
-    ) -> Result<bool, DeviceError> {
-        // One back at the beginning waits for us to be so too.
-        while closing.is_online().await?
-            && !matches!(
-                frontend_state(closing).await?,
-                XenbusState::Closed | XenbusState::Initialising
-            )
-        {
-            changes.next().await?;
-        }
-        Ok(closing.is_online().await?)
-    }
-
-    /// Closes a connection, and waits for the frontend to begin another; none if the device is not
-    /// wanted any more, or is another by then.
-    async fn reopen(
-        &self,
-        closing: Backend<Closing>,
-        orders: &Found,
-        pace: &mut Pace,
-        changes: &mut Changes,
-    ) -> Result<Option<Backend<Initialising>>, DeviceError> {
-        let Some(closed) = self.closed(closing, orders).await? else {
-            return Ok(None);
-        };
-        loop {
-            if !closed.is_online().await? {
-                return Ok(None);
-            }
-            if frontend_state(&closed).await? == XenbusState::Initialising {
-                break;
-            }
-            changes.next().await?;
-        }
-        if let Some(when) = pace.begin(self.place.now()) {
-            let mut pause = pin!(self.place.sleep_until(when));
-            while changes.or(&mut pause).await?.is_none() {
-                if !closed.is_online().await? {
-                    return Ok(None);
-                }
-            }
-        }
-        if self.made_anew(&closed, orders).await? {
-            return Ok(None);
-        }
-        Ok(Some(self.turns.take(closed.reopen()).await?))
-    }
-
-    /// Says that we have closed; nothing if the toolstack has made another device here meanwhile,
-    /// which is then for somebody else to serve.
-    async fn closed(
-        &self,
-        closing: Backend<Closing>,
-        orders: &Found,
-    ) -> Result<Option<Backend<Closed>>, DeviceError> {
-        if self.made_anew(&closing, orders).await? {
-            return Ok(None);
-        }
-        let closed = self.turns.take(closing.closed_first()).await?;
-        // Once more, for one that came in between, and that we called closed by mistake.
-        Ok(match self.made_anew(&closed, orders).await? {
-            true => None,
-            false => Some(closed),
-        })
-    }
-
-    /// Whether this is another device than the one that `orders` were for: it is put back to its
-    /// beginning then.
-    async fn made_anew(&self, end: &End, orders: &Found) -> Result<bool, DeviceError> {
-        if Found::orders(end.own()).await? == *orders {
-            return Ok(false);
-        }
-        self.put(XenbusState::Initialising).await?;
-        Ok(true)
-    }
-
-    /// Finds out which disk it is; none if the toolstack does not want it any more by then.
-    async fn open_image(
-        &self,
-        backend: &Backend<Initialising>,
-        orders: &Found,
-        changes: &mut Changes,
-    ) -> Result<Option<Opened<P>>, DeviceError> {
-        let assignment = Assignment::parse(|key| orders.get(key))?;
-        if assignment.cdrom && assignment.params.is_empty() {
-            return Err(DeviceError::EmptyDrive);
-        }
-        let spec: Spec = assignment.params.parse()?;
-        let mut opening = pin!(spec.open_aside(assignment.access));
-        let image: Arc<ImageOf<P>> = loop {
-            if let Some(opened) = changes.or(&mut opening).await? {
-                break opened?;
-            }
-            if !backend.is_online().await? {
-                return Ok(None);
-            }
-        };
-        Ok(Some(self.opened(assignment, image)))
-    }
-
     /// What to make of an image that is open.
-    fn opened(&self, assignment: Assignment, image: Arc<ImageOf<P>>) -> Opened<P> {
+    fn opened(
+        &self,
+        device: &Device<P>,
+        assignment: Assignment,
+        image: Arc<ImageOf<P>>,
+    ) -> Opened<P> {
         let offer = Offer {
             sectors: image.sectors(),
             physical_sector_size: image.physical_sector_size(),
@@ -457,7 +158,7 @@ impl<P: seam::Backend> Device<P> {
         };
         log::info!(
             "vbd {}: {} is {}, {} sectors, {}",
-            self.record.vbd(),
+            device.id(),
             assignment.name.as_deref().unwrap_or("the disk"),
             assignment.params,
             offer.sectors,
@@ -473,7 +174,9 @@ impl<P: seam::Backend> Device<P> {
             access: assignment.access,
             sectors: offer.sectors,
         };
-        self.record.note(|report| report.disk = Some(disk));
+        device
+            .record()
+            .note(|report| report.about.disk = Some(disk));
         let terms = Arc::new(Terms::new(offer.sectors));
         Opened {
             image,
@@ -482,191 +185,141 @@ impl<P: seam::Backend> Device<P> {
             lasting,
         }
     }
+}
 
-    /// Closes a device before its frontend was let in, and tells the toolstack why. Nothing is left
-    /// to do if the toolstack has made another meanwhile.
-    async fn refuse(
-        &self,
-        backend: Backend<Initialising>,
-        scripted: bool,
-        error: &DeviceError,
-        changes: &mut Changes,
-    ) -> Result<Option<Backend<Closing>>, DeviceError> {
-        self.record.stage(Stage::Closed);
-        self.turns
-            .take(backend.hotplug_failed(&words(error)))
-            .await?;
-        Ok(Some(if scripted {
-            // libxl looks for nothing but InitWait for ten seconds, then runs the script, which
-            // finds the reason. No frontend gets further than its half of the handshake.
-            let waiting = self.turns.take(backend.announce(async |_| Ok(()))).await?;
-            while waiting.is_online().await?
-                && matches!(
-                    frontend_state(&waiting).await?,
-                    XenbusState::Initialising | XenbusState::Unknown
-                )
-            {
-                if is_back_at_the_beginning(&waiting).await? {
-                    return Ok(None);
-                }
-                changes.next().await?;
-            }
-            self.turns.take(waiting.close()).await?
-        } else {
-            self.turns.take(backend.close()).await?
-        }))
+impl<P: seam::Backend> Kind for Disks<P> {
+    type Place = P;
+    type About = About;
+    type Left = Journal;
+    type Opened = Opened<P>;
+    type Connection = Connection<P>;
+
+    const NAME: &'static str = "vbd";
+    const ORDERS: &'static [&'static str] = Assignment::KEYS;
+
+    fn begin(&self, _: DeviceId, left: Option<&Journal>) -> About {
+        // Which one before us may have offered more of.
+        let left = left.map_or(0, |journal| journal.header().slots.len());
+        let left = u32::try_from(left).unwrap_or(u32::MAX);
+        About::new(self.options.queues.max(left))
     }
 
-    /// Closes a device for good: until the toolstack makes another of it.
-    async fn give_up(
-        &self,
-        closing: Backend<Closing>,
-        orders: &Found,
-        changes: &mut Changes,
-    ) -> Result<(), DeviceError> {
-        while closing.is_online().await? && frontend_state(&closing).await? != XenbusState::Closed {
-            if is_back_at_the_beginning(&closing).await? {
-                return Ok(());
-            }
-            changes.next().await?;
-        }
-        self.closed(closing, orders).await?;
-        Ok(())
+    fn sum(&self, device: &Device<P>) -> impl fmt::Display + Send {
+        device.record().begun().stats.sum()
     }
 
-    /// One connection: from the frontend's answer until it leaves, or until it is clear that there
-    /// will be none. By the end nothing of the frontend's is mapped.
-    async fn one_connection(
+    async fn find_left(
         &self,
-        waiting: Backend<InitWait>,
-        opened: &Opened<P>,
-        scripted: bool,
-        changes: &mut Changes,
-    ) -> Result<Ended, DeviceError> {
-        let ended = Ended::Connection;
-        loop {
-            if !waiting.is_online().await? || is_back_at_the_beginning(&waiting).await? {
-                return Ok(ended(self.turns.take(waiting.close()).await?));
-            }
-            let script = match scripted {
-                true => script_outcome(waiting.own()).await?,
-                false => Some(Ok(())),
-            };
-            if let Some(Err(error)) = script {
-                // It will not be run again, whatever the frontend does.
-                self.report(&waiting, &error).await?;
-                return Ok(Ended::Device(self.turns.take(waiting.close()).await?));
-            }
-            match frontend_state(&waiting).await? {
-                XenbusState::Initialised | XenbusState::Connected if script.is_some() => break,
-                XenbusState::Closing | XenbusState::Closed => {
-                    return Ok(ended(self.turns.take(waiting.close()).await?));
-                }
-                _ => changes.next().await?,
-            }
-        }
-        let mut running = match self.connect(&waiting, opened).await {
-            Ok(running) => running,
+        device: DeviceId,
+        own: &Keys,
+    ) -> Result<Option<Journal>, client::Error> {
+        let Some(journals) = &self.journals else {
+            return Ok(None);
+        };
+        let name: String = match own.find(JOURNAL_KEY).await {
+            Ok(Some(name)) => name,
+            Err(xenbus::Error::Store(error)) => return Err(error),
+            // We write no other names than texts.
+            Ok(None) | Err(_) => return Ok(None),
+        };
+        match journals.open(device, &name) {
+            Ok(journal) => Ok(Some(journal)),
+            Err(NotThere::None) => Ok(None),
             Err(error) => {
-                self.report(&waiting, &error).await?;
-                return Ok(ended(self.turns.take(waiting.close()).await?));
+                log::warn!("vbd {device}: {error}");
+                Ok(None)
             }
-        };
-        let name = running.journal.clone();
-        let mut told = opened.terms.sectors();
-        // The image may have another size by now than when it was offered.
-        let connected = waiting.connect(async |own: Keys| {
-            own.set("sectors", told).await?;
-            match &name {
-                Some(name) => own.set(JOURNAL_KEY, name).await,
-                // That of an earlier connection, whose journal may still be somewhere.
-                None => own.remove(JOURNAL_KEY).await,
-            }
-        });
-        let closing = match self.turns.take(connected).await {
-            Ok(connected) => {
-                self.see_to_its_end(connected, opened, &mut running, &mut told, changes)
-                    .await
-            }
-            Err(error) => Err(error.into()),
-        };
-        self.end(running, &closing).await;
-        Ok(ended(closing?))
+        }
     }
-}
 
-/// A disk that can be served.
-struct Opened<P: seam::Backend> {
-    image: Arc<ImageOf<P>>,
-    /// What was offered at first.
-    offer: Offer,
-    /// What is true for as long as the device lives, over all connections.
-    terms: Arc<Terms>,
-    /// Whether what is in it outlives us.
-    lasting: bool,
-}
+    fn forget_others(&self, devices: &BTreeSet<DeviceId>) {
+        if let Some(journals) = &self.journals
+            && let Err(error) = journals.retain(|vbd| devices.contains(&vbd))
+        {
+            log::warn!("old journals are not removed: {error}");
+        }
+    }
 
-impl<P: seam::Backend> Opened<P> {
-    /// What to offer now.
-    fn offer(&self) -> Offer {
+    async fn open(&self, device: &Device<P>, orders: &Values) -> Result<Opened<P>, Error> {
+        let assignment = Assignment::parse(|key| orders.get(key))?;
+        if assignment.cdrom && assignment.params.is_empty() {
+            return Err(NoDisk::EmptyDrive.into());
+        }
+        let spec: Spec = assignment.params.parse().map_err(NoDisk::Spec)?;
+        let image = spec.open_aside(assignment.access).await;
+        Ok(self.opened(device, assignment, image.map_err(NoDisk::Image)?))
+    }
+
+    fn offer(&self, opened: &Opened<P>) -> Vec<(&'static str, String)> {
+        // It may have another size by now.
+        let sectors = opened.image.sectors();
         Offer {
-            sectors: self.image.sectors(),
-            ..self.offer
+            sectors,
+            ..opened.offer
         }
+        .keys()
+    }
+
+    async fn connect(
+        &self,
+        device: &Device<P>,
+        waiting: &Backend<InitWait>,
+        opened: &mut Opened<P>,
+    ) -> Result<(Queues, Connection<P>), Error> {
+        self.begin_connection(device, waiting, opened).await
+    }
+
+    fn greeting(&self, connection: &Connection<P>) -> Vec<(&'static str, Option<String>)> {
+        connection.greeting()
+    }
+
+    async fn tend(
+        &self,
+        device: &Device<P>,
+        end: &Backend<Connected>,
+        opened: &mut Opened<P>,
+        connection: &mut Connection<P>,
+        own: bool,
+    ) -> Result<(), Error> {
+        connection.tend(device, end, opened, own).await
+    }
+
+    fn poll_aside(connection: &mut Connection<P>, cx: &mut Context<'_>) -> Poll<()> {
+        connection.poll_upkeep(cx)
+    }
+
+    async fn aside(
+        &self,
+        device: &Device<P>,
+        end: &Backend<Connected>,
+        opened: &mut Opened<P>,
+        connection: &mut Connection<P>,
+    ) -> Result<(), Error> {
+        connection.deal_with_upkeep(device, end, opened).await
+    }
+
+    async fn end(&self, connection: Connection<P>) {
+        connection.end().await;
+    }
+
+    async fn recover(
+        &self,
+        device: &Device<P>,
+        end: &Backend<Connected>,
+        left: Journal,
+        orders: &Values,
+        changes: &mut parapet_backend::device::Changes,
+    ) -> Result<Option<Recovered<Self>>, Error> {
+        self.take_up(device, end, &left, orders, changes).await
+    }
+
+    fn forget(&self, device: &Device<P>) {
+        self.forget_journal(device);
     }
 }
 
-/// What has come to its end.
-enum Ended {
-    /// A connection: there may be another.
-    Connection(Backend<Closing>),
-    /// The device.
-    Device(Backend<Closing>),
-}
-
-/// What the toolstack's script has come to, if it has ended.
-async fn script_outcome(own: &Keys) -> Result<Option<Result<(), DeviceError>>, DeviceError> {
-    let status: Option<String> = own.find("hotplug-status").await?;
-    Ok(match status.as_deref() {
-        Some("connected") => Some(Ok(())),
-        Some("error") => {
-            let reason: Option<String> = own.find("hotplug-error").await?;
-            let reason = reason.unwrap_or_else(|| "it does not say why".into());
-            Some(Err(DeviceError::Script(reason)))
-        }
-        _ => None,
-    })
-}
-
-impl<P: seam::Backend> fmt::Debug for Device<P> {
+impl<P> fmt::Debug for Disks<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Device").field(&self.path).finish()
-    }
-}
-
-/// Some keys of a directory, as they were when read.
-#[derive(PartialEq)]
-struct Found(Vec<(String, String)>);
-
-impl Found {
-    async fn read(folder: &Keys, keys: impl Iterator<Item = &str>) -> Result<Self, DeviceError> {
-        let mut found = Vec::new();
-        for key in keys {
-            if let Some(value) = folder.find(key).await? {
-                found.push((key.into(), value));
-            }
-        }
-        Ok(Found(found))
-    }
-
-    /// All that the toolstack says of a device when it makes it.
-    async fn orders(own: &Keys) -> Result<Self, DeviceError> {
-        let more = ["script", "frontend", "frontend-id"];
-        Found::read(own, Assignment::KEYS.iter().copied().chain(more)).await
-    }
-
-    fn get(&self, wanted: &str) -> Option<String> {
-        let found = self.0.iter().find(|(key, _)| key == wanted);
-        found.map(|(_, value)| value.clone())
+        f.debug_tuple("Disks").field(&self.options).finish()
     }
 }

@@ -4,16 +4,14 @@
 //!   xenstore                                                  the guest
 //!      │ states, keys                                            │ ring · grants · event channel
 //!  ┌───▼─────────────────────────────────────────────────────────▼──────────────┐
-//!  │ service   every vbd in the backend's directory: one device each            │
+//!  │ parapet_backend's service: every vbd in the backend's directory            │
 //!  │   report      how each fares, for others to look at                        │
-//!  │   device    one vbd: opens its image, meets the frontend, connects, closes │
+//!  │   device    one vbd: opens its image, connects its queues, recovers them   │
 //!  │     negotiation   what the two ends tell each other, as data      (pure)   │
 //!  │     queue         one ring = one task, which shares nothing                │
 //!  │       request       a slot, copied once, becomes a request        (pure)   │
 //!  │       grants        the guest's pages, mapped once and kept                │
 //!  │       terms         how large the disk is, how fast it may be used   (pure)   │
-//!  │       polling       how long to look before a sleep             (pure)   │
-//!  │         budget        how many of them, over all queues          (pure)    │
 //!  │       journal       what is in flight, for who comes after a crash         │
 //!  │       stats         counted by the queue, read by anybody                  │
 //!  └────────┬───────────────────────────────────────────────────────────────────┘

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use parapet_blkback::device::Options;
+use parapet_blkback::device::{Disks, Options};
 use parapet_blkback::report::{Reports, Vbd};
 use parapet_blkback::service::Service;
 use parapet_blkback::stats::DiskStats;
@@ -172,7 +172,7 @@ impl HostBuilder {
 
 /// Starts the block backends at a place in domain 0.
 fn serve<P: Backend>(place: &P, store: &Client, options: Options) -> Reports {
-    let service = Service::new(place.clone(), store.clone(), options);
+    let service = Service::new(place.clone(), store.clone(), Disks::new(options));
     let reports = service.reports();
     place.spawn(async move {
         // xenstored is a task of the same domain: it goes only when that does.
@@ -400,7 +400,7 @@ impl<T> Running<'_, T> {
             self.host.lock_disks().push(DiskReport {
                 guest: self.name.clone(),
                 disk: disk.clone(),
-                stats: report.stats,
+                stats: report.about.stats,
             });
         }
         Ok(())

@@ -24,9 +24,9 @@ fn each_of_several_queues_is_served_and_their_numbers_are_summed() {
     assert!(fronts[3].page(5).iter().all(|&byte| byte == 0x77));
 
     let report = host.report(&vbd);
-    assert_eq!(report.connection.unwrap().queues, 4);
-    assert_eq!(report.stats.sum().writes.operations.get(), 5);
-    let of_each = report.stats.queues().iter();
+    assert_eq!(report.about.connection.unwrap().queues, 4);
+    assert_eq!(report.about.stats.sum().writes.operations.get(), 5);
+    let of_each = report.about.stats.queues().iter();
     let of_each: Vec<_> = of_each.map(|queue| queue.reads.operations.get()).collect();
     assert_eq!(of_each, [1, 1, 1, 2]);
     host.destroy(&vbd);
@@ -41,7 +41,7 @@ fn one_queue_may_be_chosen_in_the_way_of_those_who_do_not_know_of_more() {
     host.set(&vbd.front, "multi-queue-num-queues", "1");
     let mut front = host.connect(&vbd);
     works(&mut front);
-    assert_eq!(host.report(&vbd).connection.unwrap().queues, 1);
+    assert_eq!(host.report(&vbd).about.connection.unwrap().queues, 1);
 }
 
 /// How often the backend's `state` is written until its `sectors` are so many: the events of a
@@ -68,12 +68,12 @@ fn a_file_that_grows_or_shrinks_is_a_disk_that_does_and_its_frontend_is_told() {
     image.as_file().set_len(2 << 20).unwrap();
     sees_size(&host, &vbd, 4096);
     assert_eq!(read(2048), Status::OKAY);
-    assert_eq!(host.report(&vbd).disk.unwrap().sectors, 4096);
+    assert_eq!(host.report(&vbd).about.disk.unwrap().sectors, 4096);
     image.as_file().set_len(1 << 19).unwrap();
     sees_size(&host, &vbd, 1024);
     assert_eq!(read(1016), Status::OKAY);
     assert_eq!(read(1017), Status::ERROR);
-    let stats = host.report(&vbd).stats.sum();
+    let stats = host.report(&vbd).about.stats.sum();
     assert_eq!((stats.refused.get(), stats.reads.errors.get()), (2, 0));
 }
 
@@ -165,7 +165,7 @@ fn rates_are_followed_while_the_disk_is_in_use_and_nonsense_changes_nothing() {
     let mut front = host.connect(&vbd);
     works(&mut front);
     let operations = || {
-        let rates = host.report(&vbd).rates;
+        let rates = host.report(&vbd).about.rates;
         rates.operations.map(|rate| (rate.per_second, rate.burst))
     };
     assert_eq!(operations(), Some((1_000_000, 5000)));

@@ -150,7 +150,7 @@ fn a_crash_while_several_queues_are_busy_is_not_noticed_by_any() {
         fronts.iter_mut().for_each(|front| answered(front, 0..20));
         fronts.iter_mut().for_each(works);
     }
-    assert_eq!(stage.host.report(&vbd).connection.unwrap().queues, 3);
+    assert_eq!(stage.host.report(&vbd).about.connection.unwrap().queues, 3);
 }
 
 #[test]

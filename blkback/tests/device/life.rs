@@ -34,7 +34,10 @@ fn a_vbd_is_offered_connected_closed_and_removed() {
         assert_eq!(host.get(&vbd.back, key), value, "{key}");
     }
     works(&mut front);
-    assert_eq!(host.report(&vbd).stats.sum().writes.operations.get(), 1);
+    assert_eq!(
+        host.report(&vbd).about.stats.sum().writes.operations.get(),
+        1
+    );
     assert!(host.report(&vbd).is_alive());
 
     host.detach(&vbd);
@@ -86,7 +89,7 @@ fn a_frontend_may_close_and_come_back_to_the_same_bytes() {
     assert_eq!(front.run(Operation::Read, 8, &segments), Status::OKAY);
     assert!(front.page(3).iter().all(|&byte| byte == 0x5a));
     assert_eq!(
-        host.report(&vbd).stats.sum().reads.operations.get(),
+        host.report(&vbd).about.stats.sum().reads.operations.get(),
         2,
         "since the device was made"
     );
@@ -159,20 +162,20 @@ fn a_report_says_what_a_disk_is_and_how_it_was_used() {
         access: Access::ReadWrite,
         sectors: 2048,
     };
-    assert_eq!(report.disk, Some(disk));
+    assert_eq!(report.about.disk, Some(disk));
     let connection = Connection {
         protocol: Protocol::X86_64,
         queues: 1,
         ring_pages: 1,
         persistent: true,
     };
-    assert_eq!(report.connection, Some(connection));
+    assert_eq!(report.about.connection, Some(connection));
 
     works(&mut front);
-    assert_eq!(report.stats.sum().persistent_pages.get(), 2);
+    assert_eq!(report.about.stats.sum().persistent_pages.get(), 2);
     host.set(&vbd.front, "state", "6");
     host.wait(&vbd, "6");
-    assert_eq!(report.stats.sum().persistent_pages.get(), 0);
+    assert_eq!(report.about.stats.sum().persistent_pages.get(), 0);
     host.set(&vbd.front, "state", "1");
     host.connect(&vbd);
     assert_eq!(host.report(&vbd).connections, 2);
@@ -203,7 +206,7 @@ fn what_is_counted_is_what_the_guest_asked_for() {
     let segments = front.segments(0..1, 0, 7);
     assert_eq!(front.run(Operation::Read, 2048, &segments), Status::ERROR);
 
-    let stats = host.report(&vbd).stats.sum();
+    let stats = host.report(&vbd).about.stats.sum();
     for (kind, operations, sectors) in [
         (&stats.writes, 7, 7 * 8),
         (&stats.reads, 5, 5 * 9),

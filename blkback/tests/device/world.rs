@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use parapet_blkback::device::Options;
+use parapet_blkback::device::{Disks, Options};
 use parapet_blkback::journal::Journals;
 use parapet_blkback::report::{Report, Reports, Vbd as Key};
 use parapet_blkback::request::X86_64;
@@ -131,10 +131,11 @@ impl Host {
             queues: 4,
             ..Options::default()
         };
-        let mut service = Service::new(place.clone(), store, options);
+        let mut disks = Disks::new(options);
         if let Some(journals) = journals {
-            service = service.keeping(journals.clone());
+            disks = disks.keeping(journals.clone());
         }
+        let service = Service::new(place.clone(), store, disks);
         self.reports = service.reports();
         place.spawn(async move {
             // It ends with the xenstore, when the test does.

@@ -157,13 +157,13 @@ impl Status {
 
 impl VbdStatus {
     fn new(report: &Report) -> Self {
-        let Report { vbd, stats, .. } = report;
-        let stats = stats.sum();
-        let disk = report.disk.as_ref();
+        let Report { device, about, .. } = report;
+        let stats = about.stats.sum();
+        let disk = about.disk.as_ref();
         VbdStatus {
-            frontend: vbd.frontend.0,
-            number: vbd.number,
-            name: Vdev::new(vbd.number).to_string(),
+            frontend: device.frontend.0,
+            number: device.number,
+            name: Vdev::new(device.number).to_string(),
             state: report.stage.into(),
             image: disk.map(|disk| disk.image.clone()),
             mode: disk.map(|disk| match disk.access {
@@ -171,14 +171,14 @@ impl VbdStatus {
                 Access::ReadWrite => "w".into(),
             }),
             sectors: disk.map(|disk| disk.sectors),
-            connection: report.connection.map(Connection::from),
+            connection: about.connection.map(Connection::from),
             connections: report.connections,
             error: report.error.clone(),
             reads: Requests::new(&stats.reads),
             writes: Requests::new(&stats.writes),
             flushes: Requests::new(&stats.flushes),
             discards: Requests::new(&stats.discards),
-            limits: report.rates.into(),
+            limits: about.rates.into(),
             refused: stats.refused.get(),
             notifications: stats.notifications.get(),
             sleeps: stats.sleeps.get(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use parapet::daemon::blkback::{NAME, Status};
 use parapet::daemon::{End, Failure, Lock, StatusSocket, ending, raise_open_files};
-use parapet_blkback::device::Options;
+use parapet_blkback::device::{Disks, Options};
 use parapet_blkback::report::{Reports, Stage};
 use parapet_blkback::service::Service;
 use parapet_hypervisor::seam::{Clock, Identity, Tasks};
@@ -46,10 +46,11 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         queues: settings.queues,
         persistent_pages: ready::mappings(Path::new("/proc")).map(|most| most / 2),
     };
-    let mut service = Service::new(place.clone(), store, options);
+    let mut disks = Disks::new(options);
     if let Some(folder) = &settings.journals {
-        service = service.keeping(ready::journals(folder)?);
+        disks = disks.keeping(ready::journals(folder)?);
     }
+    let service = Service::new(place.clone(), store, disks);
     let reports = service.reports();
     let _socket = StatusSocket::open(&settings.run_dir, NAME, {
         let reports = reports.clone();
@@ -96,7 +97,7 @@ fn in_use(reports: &Reports) -> String {
     let connected = reports
         .iter()
         .filter(|report| report.stage == Stage::Connected);
-    let names: Vec<String> = connected.map(|report| report.vbd.to_string()).collect();
+    let names: Vec<String> = connected.map(|report| report.device.to_string()).collect();
     match names.as_slice() {
         [] => "with no disk in use".into(),
         [one] => format!("with 1 disk in use ({one}), whose guest waits for the next daemon"),
