@@ -9,6 +9,7 @@
 //! A request is timed from the moment that a worker asks the disk until it has the answer in its
 //! hands. A worker that has it asks again at once, so `depth` requests are under way at all times.
 
+pub mod frames;
 mod offsets;
 pub mod page;
 
@@ -25,6 +26,7 @@ use parapet_hypervisor::seam::{Guest, Instant};
 use parapet_xen_sys::io::blkif::SECTOR_SIZE;
 
 pub use offsets::{Offsets, Pattern};
+use page::{Results, Series};
 
 /// Into how many slices the time is cut, to show how the load went.
 pub const SLICES: usize = 60;
@@ -96,6 +98,23 @@ impl Measured {
             writes: Kind::new()?,
             time,
         })
+    }
+
+    /// The same, to be shown.
+    pub fn results(&self) -> Results<'_> {
+        fn series<'a>(name: &'a str, kind: &'a Kind) -> Series<'a> {
+            Series {
+                name,
+                count: kind.latency.len(),
+                latency: &kind.latency,
+                slices: &kind.slices,
+            }
+        }
+        Results {
+            what: "requests",
+            time: self.time,
+            series: vec![series("reads", &self.reads), series("writes", &self.writes)],
+        }
     }
 
     fn add(&mut self, other: &Measured) -> Result<()> {

@@ -2,18 +2,44 @@
 
 use std::fmt::{self, Display, Write};
 
-use super::{Kind, Measured};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 220.0;
 const LEFT: f64 = 64.0;
 const BOTTOM: f64 = 28.0;
 
-/// A page about `measured`, which came of what `title` and `facts` (name and value) say.
-pub fn page(title: &str, facts: &[(&str, String)], measured: &Measured) -> String {
+/// What came of a load.
+#[derive(Debug, Clone)]
+pub struct Results<'a> {
+    /// What was counted: `requests`, `frames`.
+    pub what: &'a str,
+    /// How long.
+    pub time: Duration,
+    /// What is told apart. Of which there was nothing is left out; two can be told apart by colour.
+    pub series: Vec<Series<'a>>,
+}
+
+/// What came of one kind of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Series<'a> {
+    /// What it is called.
+    pub name: &'a str,
+    /// How many there were.
+    pub count: u64,
+    /// How long each of them took, or some, in nanoseconds.
+    pub latency: &'a Histogram<u64>,
+    /// How many there were in each slice of the time.
+    pub slices: &'a [u64],
+}
+
+/// A page about `results`, which came of what `title` and `facts` (name and value) say.
+pub fn page(title: &str, facts: &[(&str, String)], results: &Results) -> String {
     // Writing to a String cannot fail.
     let mut page = String::new();
-    let _ = write_page(&mut page, title, facts, measured);
+    let _ = write_page(&mut page, title, facts, results);
     page
 }
 
@@ -36,22 +62,22 @@ impl Display for Text<'_> {
 }
 
 const STYLE: &str = "\
-:root{color-scheme:light dark;--ink:#222;--paper:#fff;--faint:#ccc;--read:#1f6fb4;--write:#c8541d}\
-@media(prefers-color-scheme:dark){:root{--ink:#ddd;--paper:#161616;--faint:#444;--read:#6bb0ea;\
---write:#f0945f}}\
+:root{color-scheme:light dark;--ink:#222;--paper:#fff;--faint:#ccc;--first:#1f6fb4;--second:#c8541d}\
+@media(prefers-color-scheme:dark){:root{--ink:#ddd;--paper:#161616;--faint:#444;--first:#6bb0ea;\
+--second:#f0945f}}\
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:760px;\
 margin:2em auto;padding:0 1em}\
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.15em 1em .15em 0;text-align:right}\
 th:first-child,td:first-child{text-align:left}svg{width:100%;height:auto}\
 svg text{font-size:11px;fill:var(--ink)}.axis{stroke:var(--faint)}\
-.read{stroke:var(--read);fill:var(--read)}.write{stroke:var(--write);fill:var(--write)}\
+.first{stroke:var(--first);fill:var(--first)}.second{stroke:var(--second);fill:var(--second)}\
 polyline{stroke-width:2;fill:none!important}rect{fill-opacity:.55;stroke:none!important}";
 
 fn write_page(
     page: &mut String,
     title: &str,
     facts: &[(&str, String)],
-    measured: &Measured,
+    results: &Results,
 ) -> fmt::Result {
     let title = Text(title);
     write!(
@@ -68,37 +94,48 @@ fn write_page(
             Text(value)
         )?;
     }
-    page.push_str("</table>\n<h2>Requests</h2>\n");
-    table(page, measured)?;
-    page.push_str("<h2>Requests per second, over time</h2>\n");
-    over_time(page, measured)?;
+    let what = Text(results.what);
+    write!(page, "</table>\n<h2>All {what}</h2>\n")?;
+    table(page, results)?;
+    writeln!(page, "<h2>{what} per second, over time</h2>")?;
+    over_time(page, results)?;
     page.push_str("<h2>How many took how long</h2>\n");
-    latencies(page, measured)?;
+    latencies(page, results)?;
     page.push_str("</body></html>\n");
     Ok(())
 }
 
-/// The kinds that there were any of, with their names.
-fn kinds(measured: &Measured) -> impl Iterator<Item = (&'static str, &Kind)> {
-    let kinds = [("read", &measured.reads), ("write", &measured.writes)];
-    kinds
-        .into_iter()
-        .filter(|(_, kind)| !kind.latency.is_empty())
+/// What there was any of, each with the name of its colour.
+fn kinds<'a>(results: &'a Results) -> impl Iterator<Item = (&'static str, &'a Series<'a>)> {
+    let colours = ["first", "second"].into_iter().cycle();
+    colours
+        .zip(&results.series)
+        .filter(|(_, series)| series.count > 0)
 }
 
-fn table(page: &mut String, measured: &Measured) -> fmt::Result {
+fn table(page: &mut String, results: &Results) -> fmt::Result {
     page.push_str(
         "<table><tr><th></th><th>per second</th><th>mean</th><th>p50</th><th>p99</th>\
          <th>p99.9</th><th>longest</th></tr>",
     );
-    for (name, kind) in kinds(measured) {
-        let latency = &kind.latency;
+    let seconds = results.time.as_secs_f64();
+    for (
+        _,
+        Series {
+            name,
+            count,
+            latency,
+            ..
+        },
+    ) in kinds(results)
+    {
         let quantile = |q| time(latency.value_at_quantile(q) as f64);
         write!(
             page,
-            "<tr><td>{name}</td><td>{:.0}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
+            "<tr><td>{}</td><td>{:.0}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
              <td>{}</td></tr>",
-            kind.per_second(measured.time),
+            Text(name),
+            *count as f64 / seconds,
             time(latency.mean()),
             quantile(0.5),
             quantile(0.99),
@@ -148,41 +185,44 @@ fn at(x: f64, y: f64) -> (f64, f64) {
     (LEFT + x * (right - LEFT), low - y * (low - 8.0))
 }
 
-fn over_time(page: &mut String, measured: &Measured) -> fmt::Result {
-    let slices = measured.reads.slices.len().max(1) as f64;
-    let slice = measured.time.as_secs_f64() / slices;
-    let most = kinds(measured).flat_map(|(_, kind)| &kind.slices).max();
+fn over_time(page: &mut String, results: &Results) -> fmt::Result {
+    let slices = results
+        .series
+        .first()
+        .map_or(1, |series| series.slices.len().max(1)) as f64;
+    let slice = results.time.as_secs_f64() / slices;
+    let most = kinds(results).flat_map(|(_, kind)| kind.slices).max();
     let most = most.copied().unwrap_or(0).max(1) as f64;
     let (top, end) = (
         format!("{:.0}/s", most / slice),
-        format!("{:.1} s", measured.time.as_secs_f64()),
+        format!("{:.1} s", results.time.as_secs_f64()),
     );
-    frame(page, "requests per second over time", &top, "0 s", &end)?;
-    for (name, kind) in kinds(measured) {
-        write!(page, "<polyline class=\"{name}\" points=\"")?;
+    frame(page, "how many per second, over time", &top, "0 s", &end)?;
+    for (colour, kind) in kinds(results) {
+        write!(page, "<polyline class=\"{colour}\" points=\"")?;
         for (number, count) in kind.slices.iter().enumerate() {
             let (x, y) = at((number as f64 + 0.5) / slices, *count as f64 / most);
             write!(page, "{x:.1},{y:.1} ")?;
         }
         page.push_str("\"/>");
     }
-    legend(page, measured)?;
+    legend(page, results)?;
     page.push_str("</svg>\n");
     Ok(())
 }
 
 /// Bars of the histogram, a tenth of a factor of ten wide each.
-fn latencies(page: &mut String, measured: &Measured) -> fmt::Result {
+fn latencies(page: &mut String, results: &Results) -> fmt::Result {
     const STEPS: f64 = 10.0;
     let step = |nanos: u64| (nanos.max(1) as f64).log10() * STEPS;
-    let low = kinds(measured).map(|(_, kind)| kind.latency.min()).min();
-    let high = kinds(measured).map(|(_, kind)| kind.latency.max()).max();
+    let low = kinds(results).map(|(_, kind)| kind.latency.min()).min();
+    let high = kinds(results).map(|(_, kind)| kind.latency.max()).max();
     let (Some(low), Some(high)) = (low, high) else {
         return Ok(());
     };
     let first = step(low).floor();
     let count = (step(high).floor() - first + 1.0).max(1.0);
-    let bars = |kind: &Kind| {
+    let bars = |kind: &Series| {
         let mut bars = vec![0u64; count as usize];
         for value in kind.latency.iter_recorded() {
             let bar = (step(value.value_iterated_to()).floor() - first).max(0.0) as usize;
@@ -192,8 +232,8 @@ fn latencies(page: &mut String, measured: &Measured) -> fmt::Result {
         }
         bars
     };
-    let all: Vec<_> = kinds(measured)
-        .map(|(name, kind)| (name, bars(kind)))
+    let all: Vec<_> = kinds(results)
+        .map(|(colour, kind)| (colour, bars(kind)))
         .collect();
     let most = all.iter().flat_map(|(_, bars)| bars).max();
     let most = most.copied().unwrap_or(0).max(1) as f64;
@@ -206,35 +246,36 @@ fn latencies(page: &mut String, measured: &Measured) -> fmt::Result {
         &edge(first),
         &edge(first + count),
     )?;
-    for (name, bars) in &all {
+    for (colour, bars) in &all {
         for (number, height) in bars.iter().enumerate().filter(|(_, height)| **height > 0) {
             let (x, y) = at(number as f64 / count, *height as f64 / most);
             let ((end, _), (_, ground)) = (at((number as f64 + 1.0) / count, 0.0), at(0.0, 0.0));
             let (width, tall) = (end - x - 1.0, ground - y);
             write!(
                 page,
-                "<rect class=\"{name}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" \
+                "<rect class=\"{colour}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" \
                  height=\"{tall:.1}\"><title>{} to {}: {height}</title></rect>",
                 edge(first + number as f64),
                 edge(first + number as f64 + 1.0),
             )?;
         }
     }
-    legend(page, measured)?;
+    legend(page, results)?;
     page.push_str("</svg>\n");
     Ok(())
 }
 
-fn legend(page: &mut String, measured: &Measured) -> fmt::Result {
-    for (number, (name, _)) in kinds(measured).enumerate() {
+fn legend(page: &mut String, results: &Results) -> fmt::Result {
+    for (number, (colour, Series { name, .. })) in kinds(results).enumerate() {
         let y = 18.0 + 16.0 * number as f64;
         let x = WIDTH - 70.0;
         write!(
             page,
-            "<rect class=\"{name}\" x=\"{x}\" y=\"{}\" width=\"10\" height=\"10\"/>\
-             <text x=\"{}\" y=\"{y}\">{name}s</text>",
+            "<rect class=\"{colour}\" x=\"{x}\" y=\"{}\" width=\"10\" height=\"10\"/>\
+             <text x=\"{}\" y=\"{y}\">{}</text>",
             y - 9.0,
             x + 16.0,
+            Text(name),
         )?;
     }
     Ok(())
@@ -242,33 +283,50 @@ fn legend(page: &mut String, measured: &Measured) -> fmt::Result {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    fn latencies_of(nanos: &[u64]) -> Histogram<u64> {
+        let mut latency = Histogram::new(3).unwrap();
+        for &nanos in nanos {
+            latency.record(nanos).unwrap();
+        }
+        latency
+    }
 
     #[test]
     fn a_page_has_a_plot_of_each_kind_and_needs_nothing_else() {
-        let mut measured = Measured::new(Duration::from_secs(1)).unwrap();
-        for nanos in [900, 1_000, 250_000, 3_000_000] {
-            measured.reads.latency.record(nanos).unwrap();
-        }
-        measured.reads.slices[7] = 4;
+        let (reads, writes) = (latencies_of(&[900, 1_000, 3_000_000]), latencies_of(&[5]));
+        let series = |name, latency, count| Series {
+            name,
+            count,
+            latency,
+            slices: &[0, 0, 4],
+        };
+        let mut results = Results {
+            what: "requests",
+            time: Duration::from_secs(1),
+            series: vec![series("reads", &reads, 3), series("writes", &writes, 0)],
+        };
         let facts = [("image", "<&\"x\">".to_owned())];
-        let page = page("a <load>", &facts, &measured);
+        let page = page("a <load>", &facts, &results);
         assert!(page.contains("&lt;&amp;&quot;x&quot;&gt;"));
         assert!(!page.contains("<load>") && !page.contains("<script"));
         assert!(!page.contains("http"), "it needs nothing from elsewhere");
         assert_eq!(page.matches("<svg").count(), 2);
-        assert_eq!(page.matches("<polyline class=\"read\"").count(), 1);
-        assert!(!page.contains("class=\"write\""), "there was none");
-        measured.writes.latency.record(5).unwrap();
-        let both = super::page("both", &[], &measured);
+        assert_eq!(page.matches("<polyline class=\"first\"").count(), 1);
+        assert!(!page.contains("class=\"second\""), "there was none");
+        results.series[1].count = 1;
+        let both = super::page("both", &[], &results);
         assert_eq!(both.matches("<polyline").count(), 2);
     }
 
     #[test]
     fn nothing_at_all_makes_a_page_too() {
-        let measured = Measured::new(Duration::ZERO).unwrap();
-        assert!(page("nothing", &[], &measured).ends_with("</html>\n"));
+        let results = Results {
+            what: "requests",
+            time: Duration::ZERO,
+            series: Vec::new(),
+        };
+        assert!(page("nothing", &[], &results).ends_with("</html>\n"));
     }
 }

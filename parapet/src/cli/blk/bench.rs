@@ -337,7 +337,7 @@ fn facts(report: &Report<'_>) -> Vec<(&'static str, String)> {
 }
 
 fn html(report: &Report<'_>, measured: &Measured) -> String {
-    page("parapet blk bench", &facts(report), measured)
+    page("parapet blk bench", &facts(report), &measured.results())
 }
 
 fn print(report: &Report<'_>) -> io::Result<()> {
