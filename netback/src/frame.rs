@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_queue::ArrayQueue;
 use parapet_hypervisor::memory::{OutOfView, PAGE_SIZE, ReadOnly, View};
 use parapet_hypervisor::seam::{CopyEnd, Grants, Mapping, OutOfMemory, Pages};
+use parapet_packet::headers::ether_type;
 use parapet_packet::{Mac, Offloads};
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::grant_table::GrantRef;
@@ -29,6 +30,12 @@ use crate::bell::Bell;
 
 /// The longest head, in bytes: more than all headers that we look at.
 pub const HEAD: usize = 256;
+
+/// Bytes of both addresses, after which a tag would be.
+const ADDRESSES: usize = 12;
+
+/// Bytes of a VLAN tag, for which a head has room beside [`HEAD`].
+const TAG: usize = 4;
 
 /// Parts that a frame may have: eighteen slots, of which the first is split by the head, and one
 /// to spare.
@@ -146,7 +153,7 @@ impl<P: Grants> Memory<P> {
 pub struct Frame<P: Grants>(Option<Box<Inner<P>>>);
 
 struct Inner<P: Grants> {
-    head: [u8; HEAD],
+    head: [u8; HEAD + TAG],
     head_len: u16,
     part_count: u16,
     len: u32,
@@ -262,16 +269,52 @@ impl<P: Grants> Frame<P> {
     /// Makes `len` bytes of head, for the caller to fill.
     ///
     /// # Errors
-    /// It is longer than [`HEAD`], or there are parts already.
+    /// It is longer than [`HEAD`] and a VLAN tag, or there are parts already.
     pub fn make_head(&mut self, len: usize) -> Result<&mut [u8], FrameFull> {
         let inner = self.inner_mut();
-        if len > HEAD || inner.part_count != 0 {
+        if len > inner.head.len() || inner.part_count != 0 {
             return Err(FrameFull);
         }
         // At most `HEAD`.
         inner.head_len = len as u16;
         inner.len = len as u32;
         Ok(&mut inner.head[..len])
+    }
+
+    /// Puts a VLAN tag before whatever the frame carries: it is then of that VLAN.
+    ///
+    /// # Errors
+    /// There is no room, as in a frame that got one already, or no Ethernet header.
+    pub fn push_tag(&mut self, vlan: u16) -> Result<(), FrameFull> {
+        let inner = self.inner_mut();
+        let old = usize::from(inner.head_len);
+        let fits = old + TAG <= inner.head.len() && inner.len as usize + TAG <= LONGEST;
+        if !fits || old < ADDRESSES {
+            return Err(FrameFull);
+        }
+        inner.head.copy_within(ADDRESSES..old, ADDRESSES + TAG);
+        let tag = &mut inner.head[ADDRESSES..ADDRESSES + TAG];
+        tag[..2].copy_from_slice(&ether_type::VLAN.to_be_bytes());
+        tag[2..].copy_from_slice(&vlan.to_be_bytes());
+        inner.head_len += TAG as u16;
+        inner.len += TAG as u32;
+        Ok(())
+    }
+
+    /// Takes the outermost VLAN tag away, if its head has one.
+    pub fn pop_tag(&mut self) {
+        let inner = self.inner_mut();
+        let old = usize::from(inner.head_len);
+        let kind = inner.head[..old].get(ADDRESSES..ADDRESSES + 2);
+        let tagged = [ether_type::VLAN, ether_type::SERVICE_VLAN]
+            .map(u16::to_be_bytes)
+            .iter()
+            .any(|tag| kind == Some(tag));
+        if tagged && old >= ADDRESSES + TAG {
+            inner.head.copy_within(ADDRESSES + TAG..old, ADDRESSES);
+            inner.head_len -= TAG as u16;
+            inner.len -= TAG as u32;
+        }
     }
 
     /// Adds a part at the end.
@@ -387,7 +430,7 @@ impl<P: Grants> Pool<P> {
         let idle = (0..frames)
             .map(|_| {
                 Box::new(Inner {
-                    head: [0; HEAD],
+                    head: [0; HEAD + TAG],
                     head_len: 0,
                     part_count: 0,
                     len: 0,

@@ -9,6 +9,10 @@
 //! the toolstack wants the vif. A [`Port`] is owned by the task of one queue, and lives as long as
 //! the frontend is connected.
 
+pub mod generator;
+pub mod null;
+pub mod switch;
+
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
