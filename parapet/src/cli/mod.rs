@@ -4,6 +4,7 @@
 //! error, beginning with `parapet:`, and make the exit status 1. A command line that makes no
 //! sense is 2. `parapet xenstore` has the exit statuses of the tools that it stands for.
 
+mod bench;
 mod blk;
 mod demonstration;
 mod guests;

@@ -4,15 +4,10 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressStyle};
-use nix::sched::{CpuSet, sched_getaffinity};
-use nix::unistd::Pid;
 use parapet::config::{DiskConfig, GuestConfig};
 use parapet::guest::Guest;
 use parapet::host::{Host, StartError};
@@ -21,6 +16,7 @@ use parapet::load::{self, Kind, Load, Measured, Pattern};
 use parapet_blkback::image::Spec;
 use serde::Serialize;
 
+use crate::cli::bench::{Latency, Placement, seconds, with_a_bar, word};
 use crate::cli::output;
 
 /// Measures an image, through a guest's disk: how many requests it does, and how long each takes.
@@ -100,26 +96,6 @@ enum Mode {
     Randrw,
 }
 
-/// Where the two halves run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Placement {
-    /// Both on one core.
-    SameCore,
-    /// A core each.
-    Split,
-    /// Wherever there is room.
-    Free,
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "it is no number".to_owned())?;
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(time) if !time.is_zero() && time <= Duration::from_secs(86_400) => Ok(time),
-        _ => Err("it should be more than 0, and no more than a day".into()),
-    }
-}
-
 fn bytes(text: &str) -> Result<u32, String> {
     let (digits, unit) = match text.strip_suffix(['k', 'K']) {
         Some(digits) => (digits, 1 << 10),
@@ -159,17 +135,6 @@ struct Figures {
     latency_ns: Latency,
 }
 
-#[derive(Serialize)]
-struct Latency {
-    min: u64,
-    mean: f64,
-    p50: u64,
-    p90: u64,
-    p99: u64,
-    p999: u64,
-    max: u64,
-}
-
 impl Figures {
     /// None if there was nothing of the kind.
     fn of(kind: &Kind, block: u32, time: Duration) -> Option<Self> {
@@ -179,15 +144,7 @@ impl Figures {
             requests: latency.len(),
             per_second,
             mb_per_s: per_second * f64::from(block) / 1e6,
-            latency_ns: Latency {
-                min: latency.min(),
-                mean: latency.mean(),
-                p50: latency.value_at_quantile(0.5),
-                p90: latency.value_at_quantile(0.9),
-                p99: latency.value_at_quantile(0.99),
-                p999: latency.value_at_quantile(0.999),
-                max: latency.max(),
-            },
+            latency_ns: latency.into(),
         })
     }
 }
@@ -215,26 +172,8 @@ impl Args {
 
     fn host(&self) -> Result<Host> {
         let builder = Host::builder().queues(self.queues);
-        let builder = match self.placement {
-            Placement::Free => builder,
-            Placement::SameCore => builder.pcpus(1).cores(cores(1)?),
-            Placement::Split => builder.pcpus(2).cores(cores(2)?).apart(),
-        };
-        Ok(builder.build()?)
+        Ok(self.placement.apply(builder)?.build()?)
     }
-}
-
-/// So many cores that we may use.
-fn cores(count: usize) -> Result<Vec<usize>> {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).context("asking for the allowed CPUs")?;
-    let cores = (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false));
-    let cores: Vec<_> = cores.take(count).collect();
-    ensure!(
-        cores.len() == count,
-        "this placement takes {count} cores, and there are {}",
-        cores.len()
-    );
-    Ok(cores)
 }
 
 pub(super) fn bench(args: &Args) -> Result<ExitCode> {
@@ -273,14 +212,8 @@ pub(super) fn bench(args: &Args) -> Result<ExitCode> {
         StartError::Disk { reason, .. } => anyhow!(reason),
         error => error.into(),
     })?;
-    let (measured, queues) = thread::scope(|scope| {
-        let (working, over) = mpsc::channel::<()>();
-        let whole = load.warm_up + load.time;
-        scope.spawn(move || follow(whole, &over));
-        let outcome = running.wait();
-        drop(working);
-        outcome
-    })?;
+    let whole = load.warm_up + load.time;
+    let (measured, queues) = with_a_bar(whole, || running.wait())?;
 
     let figures = |kind| Figures::of(kind, args.block, measured.time);
     let report = Report {
@@ -305,33 +238,15 @@ pub(super) fn bench(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A bar for as long as it takes, on a terminal.
-fn follow(whole: Duration, over: &mpsc::Receiver<()>) {
-    let begin = Instant::now();
-    let length = u64::try_from(whole.as_millis()).unwrap_or(u64::MAX);
-    let bar = ProgressBar::new(length);
-    bar.set_style(
-        ProgressStyle::with_template("{bar:40} {percent}%, {eta} left")
-            .expect("the template is right"),
-    );
-    while over.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
-        bar.set_position(u64::try_from(begin.elapsed().as_millis()).unwrap_or(length));
-    }
-    bar.finish_and_clear();
-}
-
 /// What was measured, in words: name and value.
 fn facts(report: &Report<'_>) -> Vec<(&'static str, String)> {
-    let word = |value: Option<clap::builder::PossibleValue>| {
-        value.map_or_else(String::new, |value| value.get_name().to_owned())
-    };
     vec![
         ("image", report.image.to_owned()),
-        ("mode", word(report.mode.to_possible_value())),
+        ("mode", word(&report.mode)),
         ("block", format!("{} bytes", report.block)),
         ("depth", report.depth.to_string()),
         ("queues", report.queues.to_string()),
-        ("placement", word(report.placement.to_possible_value())),
+        ("placement", word(&report.placement)),
         ("time", format!("{:.1} s", report.seconds)),
     ]
 }
@@ -380,14 +295,6 @@ mod tests {
         assert_eq!(bytes("1m"), Ok(1 << 20));
         for wrong in ["", "0", "513", "K", "-4K", "4G", "8388608K", "17M"] {
             assert!(bytes(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_time_is_more_than_nothing_and_no_more_than_a_day() {
-        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
-        for wrong in ["0", "-1", "x", "inf", "NaN", "1e9"] {
-            assert!(seconds(wrong).is_err(), "{wrong}");
         }
     }
 }
