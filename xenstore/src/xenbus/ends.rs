@@ -399,6 +399,35 @@ impl Frontend<Initialising> {
     }
 }
 
+impl Frontend<Initialising> {
+    /// Publishes as [`Frontend::publish`] does, and says at once that the device is in use: what
+    /// the backend of a vif waits for before it connects, since all that a vif is stands in the
+    /// frontend's own directory.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn connect_first<F>(
+        self,
+        keys: impl Fn(Keys) -> F,
+    ) -> Result<Frontend<Connected>, Error>
+    where
+        F: Future<Output = Result<(), client::Error>>,
+    {
+        self.switch(XenbusState::Connected, keys).await?;
+        Ok(self.now())
+    }
+}
+
+impl Frontend<Connected> {
+    /// Waits until the backend has connected too.
+    ///
+    /// # Errors
+    /// [`Error::Leaving`] if the backend gives up; any other [`Error`].
+    pub async fn backend_connected(&mut self) -> Result<(), Error> {
+        self.wait(prospects::backend_connected).await.map(drop)
+    }
+}
+
 impl Frontend<Initialised> {
     /// Waits until the backend has connected, and has said what the device is.
     ///
