@@ -9,9 +9,12 @@
 //! the toolstack wants the vif. A [`Port`] is owned by the task of one queue, and lives as long as
 //! the frontend is connected.
 
+pub mod cable;
 pub mod generator;
+pub mod guard;
 pub mod null;
 pub mod switch;
+pub mod tap;
 
 use std::io;
 use std::sync::Arc;

@@ -10,12 +10,12 @@ use parapet_hypervisor::memory::PAGE_SIZE;
 use parapet_hypervisor::seam::{Instant, Pages};
 use parapet_packet::headers::ether_type;
 
-use super::guard::Guard;
 use super::table::{Found, Learned, Place, Slot, Station};
 use super::{Connection, Member, Seam};
 use crate::drops::{Drop, Drops};
 use crate::frame::{Frame, Page, Part, Pool};
 use crate::port::Port;
+use crate::port::guard::Guard;
 
 /// Stations that a lane remembers as receivers.
 const RECEIVERS: usize = 256;

@@ -21,7 +21,6 @@
 //!   ([`Guard`]).
 //! * An uplink ([`Switch::uplink`]) leads to other networks, by a [`cable`](super::cable).
 
-mod guard;
 mod lane;
 mod table;
 #[cfg(test)]
@@ -35,11 +34,11 @@ use std::time::Duration;
 use parapet_hypervisor::seam::{Clock, Grants, Identity};
 use parapet_packet::Mac;
 
+use super::guard::Guard;
 use super::{Network, Port, Socket, Vif};
 use crate::drops::Drops;
 use crate::endpoint::Endpoint;
 
-pub use guard::{Guard, NotAnAddress};
 pub use table::{Found, Learned, MacInUse, Memory, Place, Slot, Station, Table};
 
 use lane::Lane;
@@ -233,10 +232,7 @@ impl<P: Seam> Network<P> for Switch<P> {
         if !vif.mac.is_station() {
             return Err(invalid(format!("no vif can have the address {}", vif.mac)));
         }
-        let guard = match vif.locked {
-            true => Some(Guard::new(vif.mac, &vif.addresses).map_err(|e| invalid(e.to_string()))?),
-            false => None,
-        };
+        let guard = Guard::of(vif).map_err(|error| invalid(error.to_string()))?;
         let member = Member {
             name: vif.name.as_str().into(),
             endpoint: None,

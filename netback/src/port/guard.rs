@@ -16,6 +16,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use parapet_packet::Mac;
 use parapet_packet::headers::{Headers, Network, Transport, Version, ether_type, protocol};
 
+use super::Vif;
+
 /// A text is no address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is neither an IPv4 address nor one of IPv6")]
@@ -32,6 +34,17 @@ pub struct Guard {
 }
 
 impl Guard {
+    /// For a vif, if it is locked.
+    ///
+    /// # Errors
+    /// What it is said to have are no addresses.
+    pub fn of(vif: &Vif) -> Result<Option<Self>, NotAnAddress> {
+        match vif.locked {
+            true => Self::new(vif.mac, &vif.addresses).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// For a vif with that address, and these; any, if there are none. An address may have a prefix
     /// length behind it, which says nothing here.
     ///
