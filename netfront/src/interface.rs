@@ -121,9 +121,7 @@ impl<G: Guest> Interface<G> {
     /// # Errors
     /// [`ControlError`]; the backend may then have been told some of it.
     pub async fn set_hash(&mut self, hashing: &Hashing) -> Result<(), ControlError> {
-        self.tell(Some(hashing)).await?;
-        self.shared.wishes.push(Wish::Hash(Some(hashing.clone())));
-        Ok(())
+        self.tell(Some(hashing)).await
     }
 
     /// Leaves it to the backend again.
@@ -131,9 +129,7 @@ impl<G: Guest> Interface<G> {
     /// # Errors
     /// [`ControlError`].
     pub async fn hash_no_more(&mut self) -> Result<(), ControlError> {
-        self.tell(None).await?;
-        self.shared.wishes.push(Wish::Hash(None));
-        Ok(())
+        self.tell(None).await
     }
 
     async fn tell(&mut self, hashing: Option<&Hashing>) -> Result<(), ControlError> {
@@ -146,6 +142,8 @@ impl<G: Guest> Interface<G> {
                 false => ControlError::Away,
             });
         };
+        // First, so that a backend that comes between hears of it too.
+        shared.wishes.push(Wish::Hash(hashing.cloned()));
         let mut told = pin!(async {
             match hashing {
                 Some(hashing) => control.hash(hashing).await,

@@ -326,6 +326,11 @@ impl<G: Guest> Sender<G> {
     }
 
     async fn multicast(&mut self, group: Mac, join: bool) -> Result<(), Gone> {
+        // First, so that a backend that comes between hears of it too, if need be twice.
+        self.handle.shared.wishes.push(match join {
+            true => Wish::Join(group),
+            false => Wish::Leave(group),
+        });
         loop {
             let asked = match self.ring()? {
                 Some(ring) => ring.multicast(group, join),
@@ -337,10 +342,6 @@ impl<G: Guest> Sender<G> {
             self.room(1).await?;
         }
         self.flush();
-        self.handle.shared.wishes.push(match join {
-            true => Wish::Join(group),
-            false => Wish::Leave(group),
-        });
         Ok(())
     }
 }
