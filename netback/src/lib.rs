@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bell;
+pub mod control;
 pub mod drops;
 pub mod endpoint;
 pub mod frame;
@@ -16,4 +17,5 @@ pub mod rx;
 pub mod statics;
 pub mod stats;
 pub mod steering;
+mod storm;
 pub mod tx;

@@ -76,7 +76,7 @@ impl Steering {
     fn change(&self, change: impl FnOnce(&mut Table)) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         change(Arc::make_mut(&mut table));
-        let on = table.algorithm == HashAlgorithm::Toeplitz;
+        let on = table.algorithm == HashAlgorithm::Toeplitz && !table.types.is_empty();
         self.on.store(on, Ordering::Release);
     }
 
@@ -89,6 +89,12 @@ impl Steering {
     #[inline]
     pub fn is_on(&self) -> bool {
         self.on.load(Ordering::Relaxed)
+    }
+
+    /// By what it hashes.
+    pub fn algorithm(&self) -> HashAlgorithm {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.algorithm
     }
 
     /// Hashes by this from now on.

@@ -41,6 +41,7 @@ use crate::port::Port;
 use crate::rx::Receives;
 use crate::statics::{Order, Orders, Statics};
 use crate::stats::QueueStats;
+use crate::storm::Storm;
 use crate::tx::Broken;
 
 use receive::Receive;
@@ -57,14 +58,6 @@ const PAGES: u16 = 512;
 
 /// Turns without sleep after which a wish to stop is heard.
 const TURNS: u32 = 16;
-
-/// Events for nothing that are put up with in a row. An honest frontend sends one now and then: for
-/// what was found before the event was.
-const SPURIOUS: u32 = 8;
-
-/// How long events are held back from a frontend that goes on sending them for nothing (XSA-332,
-/// XSA-391): twice as long each time, from the first to the second.
-const BACKOFF: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(100));
 
 /// How long a queue whose rate is used up sleeps before it looks again.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
@@ -298,11 +291,11 @@ impl<P: Backend> Queue<P> {
         let mut alarm = pin!(None);
         let mut alarm_at = None;
         let mut turns = 0u32;
-        let mut spurious = 0;
+        let mut storm = Storm::default();
         loop {
             let busy = poll_fn(|cx| Poll::Ready(self.turn(cx))).await?;
             if busy {
-                spurious = 0;
+                storm.calm();
                 self.polling.found();
             }
             if busy || self.polling.look_again(|| self.shared.place.now()) {
@@ -343,9 +336,9 @@ impl<P: Backend> Queue<P> {
                     alarm.set(None);
                 }
                 Wake::Spurious => {
-                    spurious += 1;
                     self.shared.stats.spurious.add(1);
-                    self.hold_back(spurious).await;
+                    let place = &self.shared.place;
+                    storm.weather(place, || self.channels.each()).await;
                 }
             }
         }
@@ -429,18 +422,6 @@ impl<P: Backend> Queue<P> {
             true => Poll::Ready(Ok(Wake::Spurious)),
             false => Poll::Pending,
         }
-    }
-
-    /// Keeps away for a while from a frontend that sends events for nothing.
-    async fn hold_back(&mut self, spurious: u32) {
-        let Some(times) = spurious.checked_sub(SPURIOUS) else {
-            return yield_now().await;
-        };
-        let (first, longest) = BACKOFF;
-        let pause = first.saturating_mul(1 << times.min(16)).min(longest);
-        self.channels.each().for_each(Channel::mask);
-        self.shared.place.sleep(pause).await;
-        self.channels.each().for_each(Channel::unmask);
     }
 
     /// Does what the control ring has for us.
