@@ -10,6 +10,7 @@
 //! hands. A worker that has it asks again at once, so `depth` requests are under way at all times.
 
 pub mod frames;
+pub mod net;
 mod offsets;
 pub mod page;
 
