@@ -106,6 +106,12 @@ impl<K: Kind> Device<K> {
         }
     }
 
+    /// Whether the toolstack runs a script for it as soon as it is announced: nobody does in another
+    /// domain than 0.
+    pub fn is_scripted(&self, orders: &Values) -> bool {
+        orders.get("script").is_some() && self.place.domid() == DomId::ZERO
+    }
+
     /// Where it is served.
     pub fn place(&self) -> &K::Place {
         &self.place
@@ -219,8 +225,7 @@ impl<K: Kind> Device<K> {
     pub(super) async fn live(&self, mut backend: Backend<Initialising>) -> Result<(), Error> {
         let mut changes = Changes::of(&backend).await?;
         let orders = Self::orders(&backend).await?;
-        // Nobody runs it in another domain.
-        let scripted = orders.get("script").is_some() && self.place.domid() == DomId::ZERO;
+        let scripted = self.is_scripted(&orders);
         let mut opened = match self.open(&backend, &orders, &mut changes).await {
             Ok(Some(opened)) => opened,
             Ok(None) => {

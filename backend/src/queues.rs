@@ -44,6 +44,19 @@ impl Queues {
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<Error>,
     {
+        let mut queues = Queues(Vec::new());
+        queues.extend(place, works);
+        queues
+    }
+
+    /// Starts more of them.
+    pub fn extend<P, W, F, E>(&mut self, place: &P, works: impl IntoIterator<Item = W>)
+    where
+        P: Tasks,
+        W: FnOnce(Stopped) -> F,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<Error>,
+    {
         let start = |work: W| {
             let (stop, stopped) = oneshot::channel();
             let (ended, outcome) = oneshot::channel();
@@ -59,7 +72,7 @@ impl Queues {
                 ended: None,
             }
         };
-        Queues(works.into_iter().map(start).collect())
+        self.0.extend(works.into_iter().map(start));
     }
 
     /// Ready when a queue has ended: the device goes with the first of them.

@@ -7,13 +7,17 @@
 
 pub mod bell;
 pub mod control;
+pub mod device;
 pub mod drops;
 pub mod endpoint;
 pub mod frame;
 pub mod multicast;
+pub mod negotiation;
 pub mod port;
 pub mod queue;
+pub mod report;
 pub mod rx;
+pub mod service;
 pub mod statics;
 pub mod stats;
 pub mod steering;

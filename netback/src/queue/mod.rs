@@ -274,12 +274,21 @@ impl<P: Backend> Queue<P> {
         })
     }
 
+    /// Answers as dropped what the guest has transmitted by now: of rings that another backend has
+    /// left, nobody knows how far that was with it.
+    ///
+    /// # Errors
+    /// The transmit ring is broken.
+    pub fn forgo(&mut self) -> Result<(), QueueError> {
+        self.tx.forgo()
+    }
+
     /// Serves the rings until `stop` is ready, then lets go of everything.
     ///
     /// # Errors
     /// The frontend broke a ring, or the host failed. Nothing of the frontend's is in use any more.
     pub async fn run(mut self, stop: impl Future<Output = ()> + Send) -> Result<(), QueueError> {
-        // Who was here before us may have published answers and not come to say so.
+        // A frontend may have published before it could reach us.
         self.channels.each().for_each(Channel::notify);
         let outcome = self.work(stop).await;
         self.close().await;

@@ -8,5 +8,3 @@ mod hostile;
 mod life;
 mod queue;
 mod stage;
-#[cfg(feature = "smoltcp")]
-mod tcp;
