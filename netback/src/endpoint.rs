@@ -59,7 +59,7 @@ impl<P: Grants> Endpoint<P> {
     /// frames of a flow.
     ///
     /// # Errors
-    /// There is no room: the frame back.
+    /// There is no room, or the queue has closed: a frame back, which is to be counted as dropped.
     #[inline]
     pub fn deliver(&self, hint: usize, mut frame: Frame<P>) -> Result<usize, Frame<P>> {
         let mut queue = hint % self.inboxes.len().max(1);
@@ -73,13 +73,16 @@ impl<P: Grants> Endpoint<P> {
         let Some(inbox) = self.inboxes.get(queue) else {
             return Err(frame);
         };
+        if inbox.closed.load(Ordering::Relaxed) {
+            return Err(frame);
+        }
         inbox.frames.push(frame)?;
         // Either this sees that it is closed, or who closed it sees the frame: both write before
-        // they read.
-        if inbox.closed.load(Ordering::SeqCst) {
-            while inbox.frames.pop().is_some() {}
+        // they read. One is taken back for one put in, so that each is counted once.
+        match inbox.closed.load(Ordering::SeqCst) {
+            true => inbox.frames.pop().map_or(Ok(queue), Err),
+            false => Ok(queue),
         }
-        Ok(queue)
     }
 
     /// Takes no more frames for a queue, and lets go of those that wait; how many these were.

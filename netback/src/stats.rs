@@ -15,6 +15,8 @@ pub struct Way {
     pub slots: Counter,
     /// Frames that came to be cut into segments.
     pub gso: Counter,
+    /// Frames whose slots were answered with an error.
+    pub errors: Counter,
     /// Batches.
     pub batches: Counter,
     /// Notifications sent to the frontend.
@@ -30,8 +32,6 @@ pub struct QueueStats {
     pub rx: Way,
     /// Frames that were dropped.
     pub drops: Drops,
-    /// Requests of the guest that were answered with an error.
-    pub errors: Counter,
     /// Pages that were copied by grant, either way.
     pub copies: Counter,
     /// Checksums that were made here, since the guest does not take a frame without.

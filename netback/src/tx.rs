@@ -120,6 +120,9 @@ pub struct Packet {
     pub len: u16,
     /// What is left to be done to it.
     pub offloads: Offloads,
+    /// It is to be cut into segments, and nobody said that its checksum is blank, as old frontends
+    /// forget to: there may be anything in the field.
+    pub is_unsummed: bool,
     /// The hash that came with it.
     pub hash: Option<Hash>,
     /// It is no packet, but asks for this.
@@ -135,6 +138,7 @@ impl Default for Packet {
             extras: 0,
             len: 0,
             offloads: Offloads::default(),
+            is_unsummed: false,
             hash: None,
             group: None,
         }
@@ -170,6 +174,7 @@ impl Packet {
         self.count = 0;
         self.extras = 0;
         self.len = first.size;
+        self.is_unsummed = false;
         self.hash = None;
         self.group = None;
         self.offloads = Offloads {
@@ -276,8 +281,9 @@ impl Packet {
                     kind => return Err(Malformed::GsoType(kind)),
                 };
                 let size = NonZeroU16::new(gso.size).ok_or(Malformed::GsoSize)?;
+                self.is_unsummed |= self.offloads.checksum != Checksum::Blank;
                 self.offloads = Offloads {
-                    // Each segment needs its own, whatever an old frontend says.
+                    // Each segment needs its own.
                     checksum: Checksum::Blank,
                     gso: Some(Gso { kind, size }),
                 };

@@ -23,7 +23,7 @@
 //! * A [`Queue`] has two ends that know nothing of each other: a [`Sender`] and a [`Receiver`].
 //!   Each can be used by a task (`send`, `receive`), by a loop that polls (`try_send`,
 //!   `try_receive`, `flush`, `arm`), or by a plain thread (feature `std`: `send_blocking`,
-//!   `receive_blocking`).
+//!   `receive_blocking`). With the feature `smoltcp` it is a device for a TCP/IP stack.
 //! * Nothing is copied but by who wants it: [`Sender::reserve`] gives pages to be filled in place, a
 //!   [`RxFrame`] is the pages that the backend has filled. What is left to be done to a frame, its
 //!   checksum or its segments, travels beside it as [`Offloads`].
@@ -81,6 +81,8 @@ mod queue;
 mod receive;
 mod shared;
 mod signal;
+#[cfg(feature = "smoltcp")]
+pub mod smoltcp;
 mod transmit;
 
 pub use assembly::Hash;

@@ -177,6 +177,12 @@ impl<G: Guest> Sender<G> {
         self.features
     }
 
+    /// As [`Sender::features`], of the connection that was looked at last.
+    #[cfg(feature = "smoltcp")]
+    pub(crate) fn known_features(&self) -> Features {
+        self.features
+    }
+
     /// Pages for a frame of `len` bytes, to be filled where they are and then sent.
     ///
     /// # Errors

@@ -288,7 +288,7 @@ impl<P: Backend> Queue<P> {
     /// # Errors
     /// The frontend broke a ring, or the host failed. Nothing of the frontend's is in use any more.
     pub async fn run(mut self, stop: impl Future<Output = ()> + Send) -> Result<(), QueueError> {
-        // A frontend may have published before it could reach us.
+        // Who was here before us may have published answers and not come to say so.
         self.channels.each().for_each(Channel::notify);
         let outcome = self.work(stop).await;
         self.close().await;

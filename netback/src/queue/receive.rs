@@ -660,7 +660,7 @@ impl<P: Backend> Receive<P> {
         stats.rx.packets.add(self.given.len() as u64 - bad);
         if bad > 0 {
             stats.drops.count(Drop::BadGrant, bad);
-            stats.errors.add(bad);
+            stats.rx.errors.add(bad);
         }
         self.responses.clear();
         self.scratch_used = 0;

@@ -77,7 +77,7 @@ struct Copied {
     head: Head,
     /// How many pieces, up to this one's last.
     pieces: usize,
-    offloads: Offloads,
+    left: Left,
 }
 
 enum Head {
@@ -104,14 +104,27 @@ pub(super) fn emptied<'a, P>(mut ops: Vec<CopyOp<'_, P>>) -> Vec<CopyOp<'a, P>> 
         .collect()
 }
 
+/// What is left to be done to a packet, and whether the sum of its pseudo header is missing.
+type Left = (Offloads, bool);
+
 /// Checks what is left to be done to a frame against its headers, which are ours by now.
 #[inline]
-fn inspect<P: Backend>(frame: &mut Frame<P>, offloads: Offloads) -> Result<(), Malformed> {
-    if offloads.checksum == Checksum::Blank {
-        let headers = Headers::parse(frame.head(), frame.len()).map_err(|_| Malformed::Offloads)?;
-        VnetHeader::new(offloads, &headers).map_err(|_| Malformed::Offloads)?;
+fn inspect<P: Backend>(frame: &mut Frame<P>, (left, is_unsummed): Left) -> Result<(), Malformed> {
+    frame.set_offloads(left);
+    if left.checksum != Checksum::Blank {
+        return Ok(());
     }
-    frame.set_offloads(offloads);
+    let headers = Headers::parse(frame.head(), frame.len()).map_err(|_| Malformed::Offloads)?;
+    VnetHeader::new(left, &headers).map_err(|_| Malformed::Offloads)?;
+    if is_unsummed && let Some(place) = headers.checksum() {
+        let len = place.covers.len() as u32;
+        let sum = headers
+            .pseudo(frame.head(), len)
+            .ok_or(Malformed::Offloads)?;
+        let field = frame.head_mut().get_mut(place.field..place.field + 2);
+        let field = field.ok_or(Malformed::Offloads)?;
+        field.copy_from_slice(&sum.folded().to_be_bytes());
+    }
     Ok(())
 }
 
@@ -269,33 +282,21 @@ impl<P: Backend> Transmit<P> {
     /// Makes a frame of the packet just read.
     #[inline]
     fn make(&mut self, pool: &mut Pool<P>, statics: &Statics<P>) -> Result<(), Malformed> {
-        let slots = self.packet.slots();
-        let mut parts = [Part {
-            page: Page::Local(0),
-            offset: 0,
-            len: 0,
-        }; SLOTS];
-        let mut count = 0;
-        for (slot, part) in slots.iter().zip(&mut parts) {
-            let Some(page) = statics.find(slot.gref) else {
-                self.begin_copy(pool);
-                return Ok(());
-            };
-            *part = Part {
-                page,
-                offset: slot.offset,
-                len: slot.len,
-            };
-            count += 1;
-        }
         let Some(mut frame) = pool.take() else {
             // There was one.
-            return Err(Malformed::Slots(count));
+            return Err(Malformed::Slots(0));
         };
-        let built = self.build(&mut frame, pool, parts.get(..count).unwrap_or_default());
-        if let Err(malformed) = built {
-            pool.recycle(frame);
-            return Err(malformed);
+        match self.build(&mut frame, pool, statics) {
+            Ok(true) => {}
+            Ok(false) => {
+                pool.recycle(frame);
+                self.begin_copy(pool);
+                return Ok(());
+            }
+            Err(malformed) => {
+                pool.recycle(frame);
+                return Err(malformed);
+            }
         }
         if frame.parts().is_empty() {
             self.answer(Status::OKAY);
@@ -307,43 +308,44 @@ impl<P: Backend> Transmit<P> {
         Ok(())
     }
 
-    /// Copies the head of a frame out of pages that are mapped, and leaves the rest there.
+    /// Copies the head of a frame out of pages that are mapped, and leaves the rest there. False:
+    /// not all are.
     #[inline]
-    fn build(&self, frame: &mut Frame<P>, pool: &Pool<P>, parts: &[Part]) -> Result<(), Malformed> {
+    fn build(
+        &self,
+        frame: &mut Frame<P>,
+        pool: &Pool<P>,
+        statics: &Statics<P>,
+    ) -> Result<bool, Malformed> {
         let head = usize::from(self.packet.len).min(HEAD);
-        let to = frame.make_head(head).map_err(|_| Malformed::Sizes)?;
+        frame.make_head(head).map_err(|_| Malformed::Sizes)?;
         let mut done = 0;
-        let mut first = 0;
-        let mut skip = 0;
-        for part in parts {
-            let len = usize::from(part.len).min(head - done);
-            if let (Ok(view), Some(to)) = (pool.memory().view(*part), to.get_mut(done..done + len))
-            {
-                view.read_bytes(0, to).map_err(|_| Malformed::Sizes)?;
-            }
-            done += len;
-            if done < head || len == usize::from(part.len) {
-                first += 1;
-            } else {
-                skip = len as u16;
-            }
-            if done == head {
-                break;
-            }
-        }
-        for part in parts.iter().skip(first) {
-            let rest = Part {
-                offset: part.offset + skip,
-                len: part.len - skip,
-                ..*part
+        for slot in self.packet.slots() {
+            let Some(page) = statics.find(slot.gref) else {
+                return Ok(false);
             };
-            skip = 0;
-            if rest.len > 0 {
-                frame.push(rest).map_err(|_| Malformed::Sizes)?;
+            let len = slot.len.min((head - done) as u16);
+            let mut part = Part {
+                page,
+                offset: slot.offset,
+                len,
+            };
+            if len > 0 {
+                let view = pool.memory().view(part).map_err(|_| Malformed::Sizes)?;
+                let end = done + usize::from(len);
+                let to = frame.head_mut().get_mut(done..end);
+                let to = to.ok_or(Malformed::Sizes)?;
+                view.read_bytes(0, to).map_err(|_| Malformed::Sizes)?;
+                done = end;
+            }
+            if slot.len > len {
+                part.offset += len;
+                part.len = slot.len - len;
+                frame.push(part).map_err(|_| Malformed::Sizes)?;
             }
         }
         frame.set_hash(self.packet.hash);
-        inspect(frame, self.packet.offloads)
+        inspect(frame, (self.packet.offloads, self.packet.is_unsummed)).map(|()| true)
     }
 
     /// Plans to copy the packet just read into pages of ours, of which there are enough.
@@ -410,7 +412,7 @@ impl<P: Backend> Transmit<P> {
             open,
             head,
             pieces: self.pieces.len(),
-            offloads: self.packet.offloads,
+            left: (self.packet.offloads, self.packet.is_unsummed),
         });
         self.out.push(frame);
     }
@@ -461,7 +463,7 @@ impl<P: Backend> Transmit<P> {
                     Err(Drop::BadGrant)
                 }
                 None => match pages.view().read_bytes(at, frame.head_mut()) {
-                    Ok(()) => inspect(frame, one.offloads).map_err(|_| Drop::Malformed),
+                    Ok(()) => inspect(frame, one.left).map_err(|_| Drop::Malformed),
                     Err(_) => Err(Drop::Host),
                 },
             };
@@ -469,7 +471,7 @@ impl<P: Backend> Transmit<P> {
                 Ok(()) => Status::OKAY,
                 Err(why) => {
                     shared.stats.drops.count(why, 1);
-                    shared.stats.errors.add(1);
+                    shared.stats.tx.errors.add(1);
                     failed.push(one.frame);
                     Status::ERROR
                 }
@@ -494,7 +496,7 @@ impl<P: Backend> Transmit<P> {
 
     fn refuse(&mut self, shared: &Shared<P>, malformed: Malformed) {
         shared.stats.drops.count(Drop::Malformed, 1);
-        shared.stats.errors.add(1);
+        shared.stats.tx.errors.add(1);
         let now = shared.place.now();
         shared
             .complaints

@@ -328,7 +328,7 @@ fn a_grant_that_a_sender_takes_back_is_not_held_against_the_receiver() {
     assert!(to.receive().0 == bytes);
     assert_eq!(to.stats.copies.get(), 2, "of the head and of what follows");
     assert_eq!(from.answer(), (1, Status::OKAY));
-    assert_eq!(to.stats.drops.total() + to.stats.errors.get(), 0);
+    assert_eq!(to.stats.drops.total() + to.stats.rx.errors.get(), 0);
     from.stop().unwrap();
     to.stop().unwrap();
 }

@@ -135,6 +135,27 @@ fn what_is_left_to_be_done_comes_along() {
 }
 
 #[test]
+fn an_old_frontend_that_says_nothing_of_a_blank_checksum_has_it_prepared() {
+    for mapped in [false, true] {
+        let world = World::new();
+        let (mut guest, seen) = world.seen(&Options::default());
+        if mapped {
+            guest.keep_mapped(0..2);
+        }
+        let packet = tcp(true, &[7; 3000]);
+        let mut spoilt = packet.clone();
+        spoilt[70..72].copy_from_slice(&[0xAB; 2]);
+        guest.write(0, 0, &spoilt);
+        guest.slot(0, 5, 0, packet.len() as u16, TxFlags::EXTRA_INFO);
+        guest.raw(gso(GsoType::TcpV6, 1440));
+        guest.publish_tx();
+        assert_eq!(guest.answer(), (5, Status::OKAY));
+        guest.stop().unwrap();
+        assert!(seen.lock().unwrap()[0].bytes == packet);
+    }
+}
+
+#[test]
 fn a_packet_in_mapped_pages_is_answered_when_the_last_who_has_it_lets_go() {
     let world = World::new();
     let kept = Arc::default();

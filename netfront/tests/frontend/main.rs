@@ -8,3 +8,5 @@ mod hostile;
 mod life;
 mod queue;
 mod stage;
+#[cfg(feature = "smoltcp")]
+mod tcp;
