@@ -57,6 +57,7 @@ pub mod guest;
 pub mod host;
 pub mod load;
 pub mod nbd;
+pub mod network;
 pub mod programs;
 pub mod report;
 mod toolstack;

@@ -2,8 +2,8 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use parapet_hypervisor::seam::{Grants, Tasks};
@@ -22,7 +22,8 @@ const TURN: usize = 8;
 /// A cable. Dropping it pulls it out.
 pub struct Cable<P: Grants + 'static> {
     state: Arc<State>,
-    _ends: [Box<dyn Socket<P>>; 2],
+    /// Kept, and locked by nobody.
+    _ends: Mutex<[Box<dyn Socket<P>>; 2]>,
 }
 
 struct State {
@@ -76,7 +77,10 @@ impl<P: Grants + 'static> Cable<P> {
                 }
             });
         }
-        Ok(Cable { state, _ends: ends })
+        Ok(Cable {
+            state,
+            _ends: Mutex::new(ends),
+        })
     }
 
     /// Frames that did not get into the one network or the other, and why.

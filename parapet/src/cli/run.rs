@@ -46,7 +46,14 @@ pub(super) fn run(args: &Run) -> Result<ExitCode> {
         return print(args.json, &ended, guests::summaries(&host, &ended));
     };
     let name = || file.display().to_string();
-    let HostConfig { pcpus, guests } = HostConfig::load(file)?;
+    let HostConfig {
+        pcpus,
+        networks: _,
+        guests,
+    } = HostConfig::load(file)?;
+    if let Some(guest) = guests.iter().find(|guest| !guest.vifs.is_empty()) {
+        anyhow::bail!("guest {}: its vifs are not served here yet", guest.name);
+    }
     let programs = guests::programs(guests).with_context(name)?;
     let host = guests::boot(pcpus).with_context(name)?;
     let started = Started::new(&host, programs).with_context(name)?;

@@ -10,11 +10,15 @@ use std::path::{Path, PathBuf};
 
 use parapet_blkback::image::Spec;
 use parapet_blkfront::vdev::Vdev;
+use parapet_packet::Mac;
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
-use super::{DiskAccess, DiskConfig, DiskError, GuestConfig, Hint, HostConfig};
+use super::{
+    DiskAccess, DiskConfig, DiskError, GuestConfig, Hint, HostConfig, NetworkConfig, NetworkKind,
+    NotASubnet, Subnet, VifConfig, VifError,
+};
 
 /// What is wrong with a configuration, and where.
 #[derive(Debug)]
@@ -103,6 +107,49 @@ pub enum Problem {
         /// The vdev.
         vdev: Vdev,
     },
+    /// A vif string that is wrong.
+    #[error("guest {guest}: vif {text:?}: {error}")]
+    Vif {
+        /// The guest.
+        guest: String,
+        /// The string.
+        text: String,
+        /// What is wrong with it.
+        error: VifError,
+    },
+    /// Two vifs of a guest have the same number.
+    #[error("guest {guest} has two vifs with the devid {devid}: leave it out, or give one another")]
+    DuplicateDevid {
+        /// The guest.
+        guest: String,
+        /// The number.
+        devid: u32,
+    },
+    /// Two vifs have the same address.
+    #[error("two vifs have the address {mac}, guest {guest}'s is the second: give it another")]
+    DuplicateMac {
+        /// The guest.
+        guest: String,
+        /// The address.
+        mac: Mac,
+    },
+    /// A network of a kind that there is not.
+    #[error("a network's `type` is isolated, bridged or nat, and not {0:?}")]
+    NetworkType(String),
+    /// Two networks have the same name, or one has none.
+    #[error("{0:?} is another network's name, or none: give it one of its own")]
+    NetworkName(String),
+    /// A network has no such thing.
+    #[error("a network of type {kind} has no `{key}`: leave it out")]
+    NetworkKey {
+        /// Its type.
+        kind: String,
+        /// The key.
+        key: &'static str,
+    },
+    /// A subnet that is none.
+    #[error(transparent)]
+    Subnet(#[from] NotASubnet),
     /// An image that is written is used twice.
     #[error(
         "{target} is used by {first} and by {second}, and at least one of them writes to it: \
@@ -118,12 +165,24 @@ pub enum Problem {
     },
 }
 
-const HOST_KEYS: &[&str] = &["pcpus", "guest"];
-const GUEST_KEYS: &[&str] = &["name", "memory", "vcpus", "disk", "kernel", "cmdline"];
+const HOST_KEYS: &[&str] = &["pcpus", "guest", "network"];
+const GUEST_KEYS: &[&str] = &[
+    "name", "memory", "vcpus", "disk", "vif", "kernel", "cmdline",
+];
 /// Of a file with one guest at its top.
 const ALL_KEYS: &[&str] = &[
-    "name", "memory", "vcpus", "disk", "kernel", "cmdline", "pcpus", "guest",
+    "name", "memory", "vcpus", "disk", "vif", "kernel", "cmdline", "pcpus", "guest", "network",
 ];
+const NETWORK_KEYS: &[&str] = &["name", "type", "bridge", "subnet"];
+
+/// A network's table.
+#[derive(Deserialize)]
+struct NetworkTable {
+    name: Spanned<String>,
+    r#type: Spanned<String>,
+    bridge: Option<Spanned<String>>,
+    subnet: Option<Spanned<String>>,
+}
 
 /// A guest's table.
 #[derive(Deserialize)]
@@ -133,6 +192,8 @@ struct GuestTable {
     vcpus: Option<usize>,
     #[serde(default)]
     disk: Vec<Spanned<String>>,
+    #[serde(default)]
+    vif: Vec<Spanned<String>>,
     kernel: Option<String>,
     #[serde(default)]
     cmdline: String,
@@ -211,6 +272,17 @@ impl Reader<'_> {
         if let Some(pcpus) = table.remove("pcpus") {
             self.config.pcpus = Some(deserialize(pcpus)?);
         }
+        if let Some(networks) = table.remove("network") {
+            let span = networks.span();
+            let DeValue::Array(networks) = networks.into_inner() else {
+                let problem =
+                    Problem::Toml("`network` is a table: begin it with [[network]]".into());
+                return Err((Some(span), Box::new(problem)));
+            };
+            for network in networks {
+                self.network(network)?;
+            }
+        }
         match table.remove("guest") {
             Some(guests) => {
                 let span = guests.span();
@@ -273,8 +345,98 @@ impl Reader<'_> {
                 .map_err(|problem| (Some(text.span()), Box::new(problem)))?;
             guest.disks.push(disk);
         }
+        for text in table.vif {
+            let vif = self
+                .vif(&guest, text.get_ref())
+                .map_err(|problem| (Some(text.span()), Box::new(problem)))?;
+            guest.vifs.push(vif);
+        }
         self.config.guests.push(guest);
         Ok(())
+    }
+
+    fn network(&mut self, value: Spanned<DeValue<'_>>) -> Result<(), Fault> {
+        if let DeValue::Table(table) = value.get_ref() {
+            check_keys(table, NETWORK_KEYS, |_| None)?;
+        }
+        let table: NetworkTable = deserialize(value)?;
+        let fault = |span: Range<usize>, problem| Err((Some(span), Box::new(problem)));
+        let name = table.name.get_ref().clone();
+        if name.is_empty() || self.config.networks.iter().any(|other| other.name == name) {
+            return fault(table.name.span(), Problem::NetworkName(name));
+        }
+        let kind = table.r#type.get_ref().as_str();
+        let strange = match kind {
+            "bridged" => table.subnet.as_ref().map(|text| (text, "subnet")),
+            "nat" => table.bridge.as_ref().map(|text| (text, "bridge")),
+            _ => {
+                let subnet = table.subnet.as_ref().map(|text| (text, "subnet"));
+                subnet.or(table.bridge.as_ref().map(|text| (text, "bridge")))
+            }
+        };
+        if let Some((text, key)) = strange {
+            let kind = kind.to_owned();
+            return fault(text.span(), Problem::NetworkKey { kind, key });
+        }
+        let kind = match kind {
+            "isolated" => NetworkKind::Isolated,
+            "bridged" => NetworkKind::Bridged {
+                bridge: table.bridge.map(Spanned::into_inner),
+            },
+            "nat" => NetworkKind::Nat(match table.subnet {
+                None => Subnet::DEFAULT,
+                Some(text) => match text.get_ref().parse() {
+                    Ok(subnet) => subnet,
+                    Err(error) => return fault(text.span(), Problem::Subnet(error)),
+                },
+            }),
+            other => {
+                let other = other.to_owned();
+                return fault(table.r#type.span(), Problem::NetworkType(other));
+            }
+        };
+        self.config.networks.push(NetworkConfig { name, kind });
+        Ok(())
+    }
+
+    /// A vif, with the number and the address that it has from now on.
+    fn vif(&self, guest: &GuestConfig, text: &str) -> Result<VifConfig, Problem> {
+        let mut vif: VifConfig = text.parse().map_err(|error| Problem::Vif {
+            guest: guest.name.clone(),
+            text: text.into(),
+            error,
+        })?;
+        let has = |devid| guest.vifs.iter().any(|other| other.devid == Some(devid));
+        let devid = match vif.devid {
+            Some(devid) if has(devid) => {
+                return Err(Problem::DuplicateDevid {
+                    guest: guest.name.clone(),
+                    devid,
+                });
+            }
+            Some(devid) => devid,
+            None => (0..).find(|devid| !has(*devid)).unwrap_or(0),
+        };
+        vif.devid = Some(devid);
+        let guests = self.config.guests.iter().chain([guest]);
+        let vifs: Vec<&VifConfig> = guests.flat_map(|guest| &guest.vifs).collect();
+        let taken = |mac| vifs.iter().any(|other| other.mac == Some(mac));
+        let mac = match vif.mac {
+            Some(mac) if taken(mac) => {
+                return Err(Problem::DuplicateMac {
+                    guest: guest.name.clone(),
+                    mac,
+                });
+            }
+            Some(mac) => mac,
+            None => {
+                let made_up = |attempt| VifConfig::made_up_mac(&guest.name, devid, attempt);
+                let mac = (0..).map(made_up).find(|mac| !taken(*mac));
+                mac.unwrap_or_default()
+            }
+        };
+        vif.mac = Some(mac);
+        Ok(vif)
     }
 
     fn disk(&mut self, guest: &GuestConfig, text: &str) -> Result<DiskConfig, Problem> {
@@ -416,9 +578,40 @@ mod tests {
         let config = parse("pcpus = 2\n[[guest]]\nname = 'a'\n[[guest]]\nname = 'b'\n").unwrap();
         let expected = HostConfig {
             pcpus: Some(2),
+            networks: Vec::new(),
             guests: vec![GuestConfig::new("a"), GuestConfig::new("b")],
         };
         assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn networks_are_tables_and_vifs_have_a_number_and_an_address() {
+        let config = parse(
+            r#"
+            [[network]]
+            name = "lan"
+            type = "nat"
+            subnet = "10.3.0.0/16"
+            [[network]]
+            name = "out"
+            type = "bridged"
+            bridge = "xenbr0"
+            [[guest]]
+            name = "a"
+            vif = ["bridge=lan", "devid=0, bridge=out, mac=00:16:3e:00:00:01"]
+            "#,
+        );
+        let message = config.unwrap_err().to_string();
+        assert!(message.contains("devid 0"), "{message}");
+        let config = parse(
+            "name = 'a'\nvif = ['devid=1', '', 'bridge=x']\n[[network]]\nname = 'x'\ntype = 'isolated'",
+        )
+        .unwrap();
+        let vifs = &config.guests[0].vifs;
+        let numbers: Vec<_> = vifs.iter().map(|vif| vif.devid).collect();
+        assert_eq!(numbers, [Some(1), Some(0), Some(2)]);
+        assert!(vifs.iter().all(|vif| vif.mac.is_some()));
+        assert_eq!(config.networks[0].kind, NetworkKind::Isolated);
     }
 
     #[test]
@@ -435,8 +628,8 @@ mod tests {
                 "2: unknown key `memroy`, did you mean `memory`?",
             ),
             (
-                "name = 'a'\nvif = []",
-                "2: unknown key `vif`, there are name, memory",
+                "name = 'a'\nsound = []",
+                "2: unknown key `sound`, there are name, memory",
             ),
             (
                 "[[guest]]\nname = 'a'\ndisks = []",
@@ -482,6 +675,39 @@ mod tests {
                 "name = 'a'\ndisk = ['/x,,xvda,r', '/x,,xvdb,w']",
                 "2: /x is used by guest a (xvda)",
             ),
+            (
+                "name = 'a'\nvif = ['brige=x']",
+                "2: guest a: vif \"brige=x\": unknown",
+            ),
+            (
+                "name = 'a'\nvif = ['devid=1', 'devid=1']",
+                "2: guest a has two vifs with the devid 1",
+            ),
+            (
+                "[[guest]]\nname = 'a'\nvif = ['mac=00:16:3e:00:00:01']\n[[guest]]\nname = 'b'\nvif = ['mac=00:16:3e:00:00:01']",
+                "6: two vifs have the address 00:16:3e:00:00:01",
+            ),
+            (
+                "name = 'a'\n[[network]]\nname = 'x'\ntype = 'lan'",
+                "4: a network's `type`",
+            ),
+            (
+                "name = 'a'\n[[network]]\nname = 'x'\ntype = 'nat'\nsubnet = '10.0.0.1/24'",
+                "5: \"10.0.0.1/24\" is no subnet",
+            ),
+            (
+                "name = 'a'\n[[network]]\nname = 'x'\ntype = 'isolated'\nbridge = 'y'",
+                "5: a network of type isolated has no `bridge`",
+            ),
+            (
+                "name = 'a'\n[[network]]\nname = 'x'\ntype = 'nat'\n[[network]]\nname = 'x'\ntype = 'nat'",
+                "6: \"x\" is another network's name",
+            ),
+            (
+                "name = 'a'\n[[network]]\ntype = 'nat'",
+                "2: missing field `name`",
+            ),
+            ("name = 'a'\n[network]\nname = 'x'", "[[network]]"),
         ] {
             let message = parse(text).unwrap_err().to_string();
             assert!(message.contains(fault), "{text}:\n{message}");

@@ -34,8 +34,25 @@
 //! | `memory` | its memory in MiB | 64 |
 //! | `vcpus` | its virtual CPUs | 1 |
 //! | `disk` | its disks, see [`DiskConfig`] | none |
+//! | `vif` | its network interfaces, see [`VifConfig`] | none |
 //! | `kernel` | the built-in program that it runs | decided by who starts it |
 //! | `cmdline` | the program's arguments | none |
+//!
+//! The networks that vifs are on are tables, too, as many as there are; a vif names its own as its
+//! `bridge`. A bridge that is no network's name is one of Linux'. A vif that names none is on the
+//! first network, and where there are no networks at all, on one that leads nowhere else.
+//!
+//! ```toml
+//! [[network]]
+//! name = "lan"
+//! type = "nat"                 # or "isolated", or "bridged"
+//! subnet = "192.168.77.0/24"   # of a "nat", whose addresses the guests get by DHCP
+//! # bridge = "xenbr0"          # of a "bridged": Linux' bridge
+//!
+//! [[guest]]
+//! name = "web"
+//! vif = ["bridge=lan"]
+//! ```
 //!
 //! A target that is a relative path is looked for from the folder of the file. Nothing else is
 //! accepted: a key that is not known is an error that names the line and the nearest known key.
@@ -43,16 +60,22 @@
 mod disk;
 mod file;
 mod nearest;
+mod network;
+mod vif;
 
 pub use disk::{DeviceType, DiskAccess, DiskConfig, DiskError, DiskFormat};
 pub use file::{ConfigError, Problem};
 pub use nearest::Hint;
+pub use network::{NetworkConfig, NetworkKind, NotASubnet, Subnet};
+pub use vif::{VifConfig, VifError, VifRate};
 
 /// A host and the guests on it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostConfig {
     /// Physical CPUs; one a core of the machine if none is said.
     pub pcpus: Option<usize>,
+    /// The networks, each with a name of its own.
+    pub networks: Vec<NetworkConfig>,
     /// The guests, each with a name of its own.
     pub guests: Vec<GuestConfig>,
 }
@@ -68,6 +91,8 @@ pub struct GuestConfig {
     pub vcpus: usize,
     /// Its disks, each with a vdev of its own.
     pub disks: Vec<DiskConfig>,
+    /// Its network interfaces, each with a number and an Ethernet address of its own.
+    pub vifs: Vec<VifConfig>,
     /// The built-in program that it runs, for those that do not run a program of their own.
     pub kernel: Option<String>,
     /// The program's arguments.
@@ -86,6 +111,7 @@ impl GuestConfig {
             memory: Self::MEMORY,
             vcpus: 1,
             disks: Vec::new(),
+            vifs: Vec::new(),
             kernel: None,
             cmdline: String::new(),
         }
