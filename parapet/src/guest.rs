@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parapet_blkfront::vdev::{NotAVdev, Vdev};
 use parapet_blkfront::{self as blkfront, ConnectError, Disk};
 use parapet_hypervisor::loopback::Domain;
+use parapet_netfront::{self as netfront, Interface, Queue};
 use parapet_xenstore::client::{self, Client};
 
-/// A guest, from the inside: its domain, its xenstore and its disks. Clones are the same guest.
+/// A guest, from the inside: its domain, its xenstore, its disks and its network interfaces. Clones are the same guest.
 #[derive(Clone)]
 pub struct Guest(Arc<Inner>);
 
@@ -19,9 +20,13 @@ struct Inner {
     store: Client,
     progress: Arc<Progress>,
     disks: blkfront::Config,
+    interfaces: netfront::Config,
 }
 
-/// Why a guest has no such disk.
+/// A network interface, and its queues: one at least.
+pub type Connected = (Interface<Domain>, Vec<Queue<Domain>>);
+
+/// Why a guest has no such device.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
     /// That is no name of a disk.
@@ -34,6 +39,22 @@ pub enum GuestError {
         vdev: Vdev,
         /// What there is.
         has: Vec<Vdev>,
+    },
+    /// The guest was given no network interface of that number.
+    #[error("there is no interface {number}: the guest has {}", list(has))]
+    NoInterface {
+        /// What was asked for.
+        number: u32,
+        /// What there is.
+        has: Vec<u32>,
+    },
+    /// An interface's backend and we did not come together.
+    #[error("interface {number}: {error}")]
+    Interface {
+        /// The interface.
+        number: u32,
+        /// Why.
+        error: netfront::ConnectError,
     },
     /// Its backend and we did not come together.
     #[error("disk {vdev}: {error}")]
@@ -48,11 +69,11 @@ pub enum GuestError {
     Store(#[from] client::Error),
 }
 
-fn list(vdevs: &[Vdev]) -> String {
-    if vdevs.is_empty() {
+fn list(what: &[impl fmt::Display]) -> String {
+    if what.is_empty() {
         return "none".into();
     }
-    let names: Vec<String> = vdevs.iter().map(Vdev::to_string).collect();
+    let names: Vec<String> = what.iter().map(ToString::to_string).collect();
     names.join(", ")
 }
 
@@ -72,6 +93,7 @@ impl Guest {
             store,
             progress,
             disks: blkfront::Config::new().queues(queues),
+            interfaces: netfront::Config::new().queues(queues),
         }))
     }
 
@@ -144,16 +166,63 @@ impl Guest {
     /// # Errors
     /// The xenstore's.
     pub async fn vdevs(&self) -> Result<Vec<Vdev>, GuestError> {
-        let names = match self.store().list("device/vbd").await {
+        let numbers = self.numbers("device/vbd").await?;
+        Ok(numbers.into_iter().map(Vdev::new).collect())
+    }
+
+    /// The numbers of the devices of a kind, in order.
+    async fn numbers(&self, folder: &str) -> Result<Vec<u32>, GuestError> {
+        let names = match self.store().list(folder).await {
             Err(error) if error.is_not_found() => Vec::new(),
             names => names?,
         };
-        let mut vdevs: Vec<Vdev> = names
-            .iter()
-            .filter_map(|name| name.parse().ok().map(Vdev::new))
-            .collect();
-        vdevs.sort();
-        Ok(vdevs)
+        let numbers = names.iter().filter_map(|name| name.parse().ok());
+        let mut numbers: Vec<u32> = numbers.collect();
+        numbers.sort();
+        Ok(numbers)
+    }
+
+    /// The numbers of the network interfaces that the toolstack gave it, in order.
+    ///
+    /// # Errors
+    /// The xenstore's.
+    pub async fn vifs(&self) -> Result<Vec<u32>, GuestError> {
+        self.numbers("device/vif").await
+    }
+
+    /// How its network interfaces are connected, if nothing else is said: with a queue for each
+    /// vCPU, up to four.
+    pub fn interface_config(&self) -> netfront::Config {
+        self.0.interfaces
+    }
+
+    /// Connects the network interface with that number: the first `vif` of its configuration is
+    /// number 0. Each can be connected once at a time.
+    ///
+    /// # Errors
+    /// There is no such interface, or its backend refuses.
+    pub async fn interface(&self, number: u32) -> Result<Connected, GuestError> {
+        self.interface_as(number, self.interface_config()).await
+    }
+
+    /// As [`Guest::interface`], connected as `config` has it.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn interface_as(
+        &self,
+        number: u32,
+        config: netfront::Config,
+    ) -> Result<Connected, GuestError> {
+        let has = self.vifs().await?;
+        if !has.contains(&number) {
+            return Err(GuestError::NoInterface { number, has });
+        }
+        let path = format!("device/vif/{number}");
+        config
+            .connect(self.domain(), self.store(), &path)
+            .await
+            .map_err(|error| GuestError::Interface { number, error })
     }
 
     async fn connect(

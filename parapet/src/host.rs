@@ -1,12 +1,13 @@
 //! A loopback host: domain 0 with its xenstore and backends, and guests that run programs.
 //!
 //! ```text
-//!   Host ── builder ──> hypervisor ─ domain 0 ─ xenstored, blkback's service
+//!   Host ── builder ──> hypervisor ─ domain 0 ─ xenstored, blkback and netback, networks
 //!    │
 //!    └ start(config, program) ──> Running ── the guest's domain ─ your async function
 //!                                    └ wait() ──> what it returned; then the domain is destroyed
 //! ```
 
+use std::any::Any;
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,15 +25,19 @@ use parapet_hypervisor::loopback::{
 };
 use parapet_hypervisor::seam::Backend;
 use parapet_hypervisor::seam::prelude::*;
+use parapet_netback::device::Vifs;
+use parapet_netback::report::VifStats;
+use parapet_netback::{device as vif, report as vifs, service as vif_service};
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::Errno;
 use parapet_xenstore::client::{self, Client};
 use parapet_xenstore::server::daemon::{Daemon, Handle};
 use parapet_xenstore::store::Store;
 
-use crate::config::{DiskConfig, GuestConfig};
+use crate::config::{DiskConfig, GuestConfig, NetworkConfig, VifConfig};
 use crate::guest::{Guest, Progress};
-use crate::toolstack::{AttachError, Toolstack};
+use crate::network::{NetworkError, Networks};
+use crate::toolstack::{AttachError, Device, MoreKeys, Toolstack};
 
 /// Domain 0's memory: its pages are touched only as its xenstore and backends need them.
 const DOM0_MEMORY: u64 = 256 << 20;
@@ -56,6 +61,24 @@ pub enum StartError {
         /// The backend's words.
         reason: String,
     },
+    /// A network interface of the guest cannot be served.
+    #[error("guest {guest}: vif {number}: {reason}")]
+    Vif {
+        /// The guest.
+        guest: String,
+        /// The vif.
+        number: u32,
+        /// The backend's words.
+        reason: String,
+    },
+    /// A network cannot be had.
+    #[error("network {name}: {error}")]
+    Network {
+        /// The network.
+        name: String,
+        /// Why.
+        error: NetworkError,
+    },
     /// The xenstore does not take the domain in.
     #[error("xenstored does not take in domain {0}: {1}")]
     Introduce(DomId, Errno),
@@ -70,6 +93,7 @@ pub struct HostBuilder {
     config: Config,
     options: Options,
     queues: Option<u32>,
+    networks: Vec<NetworkConfig>,
     killable: bool,
     apart: bool,
 }
@@ -105,7 +129,13 @@ impl HostBuilder {
         self
     }
 
-    /// How many queues a disk may have: as many as there are physical CPUs, and no more than four,
+    /// The networks that vifs are on: one that leads nowhere else, if there are none.
+    pub fn networks(mut self, networks: Vec<NetworkConfig>) -> Self {
+        self.networks = networks;
+        self
+    }
+
+    /// How many queues a disk or a vif may have: as many as there are physical CPUs, and no more than four,
     /// if not said.
     pub fn queues(mut self, queues: u32) -> Self {
         self.queues = Some(queues);
@@ -118,7 +148,7 @@ impl HostBuilder {
         self
     }
 
-    /// Lets the block backends be killed without warning: [`Host::restart_backends`].
+    /// Lets the backends be killed without warning: [`Host::restart_backends`].
     pub fn killable_backends(mut self) -> Self {
         self.killable = true;
         self
@@ -149,13 +179,12 @@ impl HostBuilder {
         });
         dom0.run(async move |_| xenstored.run().await);
         let store = connect(&dom0, &handle)?;
+        let networks = self.networks;
         let backends = match self.killable {
-            true => Backends::killable(&dom0, &store, options),
-            false => Backends {
-                reports: serve(&dom0, &store, options),
-                process: None,
-            },
+            true => Backends::killable(&dom0, &store, options, &networks),
+            false => Backends::start(&dom0, &store, options, &networks),
         };
+        let backends = backends?;
         Ok(Host {
             hypervisor,
             dom0,
@@ -163,40 +192,76 @@ impl HostBuilder {
             toolstack: Toolstack::new(store.clone()),
             store,
             options,
+            networks,
             apart: self.apart,
             backends: Mutex::new(backends),
             disks: Mutex::default(),
+            vifs: Mutex::default(),
         })
     }
 }
 
-/// Starts the block backends at a place in domain 0.
-fn serve<P: Backend>(place: &P, store: &Client, options: Options) -> Reports {
-    let service = Service::new(place.clone(), store.clone(), Disks::new(options));
-    let reports = service.reports();
-    place.spawn(async move {
-        // xenstored is a task of the same domain: it goes only when that does.
-        if let Err(error) = service.run().await {
-            log::debug!("the block backends end: {error}");
-        }
-    });
-    reports
-}
-
-/// The block backends at work.
+/// The backends at work.
 struct Backends {
-    reports: Reports,
+    disks: Reports,
+    vifs: vifs::Reports,
     /// What can be killed of them.
     process: Option<Process>,
+    /// What the vifs are on, for as long as they are served: of a type that depends on the place.
+    _networks: Box<dyn Any + Send + Sync>,
 }
 
 impl Backends {
-    fn killable(dom0: &Domain, store: &Client, options: Options) -> Self {
+    /// Starts them at a place in domain 0.
+    fn start<P: Backend>(
+        place: &P,
+        store: &Client,
+        options: Options,
+        networks: &[NetworkConfig],
+    ) -> Result<Self, StartError> {
+        let networks = Networks::start(place, networks)
+            .map_err(|(name, error)| StartError::Network { name, error })?;
+        let networks = Arc::new(networks);
+        let of_vifs = vif::Options {
+            poll: options.poll,
+            queues: options.queues,
+            ..vif::Options::default()
+        };
+        let disks = Service::new(place.clone(), store.clone(), Disks::new(options));
+        let vifs = Vifs::new(of_vifs, Arc::clone(&networks) as _);
+        let vifs = vif_service::Service::new(place.clone(), store.clone(), vifs);
+        let backends = Backends {
+            disks: disks.reports(),
+            vifs: vifs.reports(),
+            process: None,
+            _networks: Box::new(networks),
+        };
+        // xenstored is a task of the same domain: it goes only when that does.
+        place.spawn(async move {
+            if let Err(error) = disks.run().await {
+                log::debug!("the block backends end: {error}");
+            }
+        });
+        place.spawn(async move {
+            if let Err(error) = vifs.run().await {
+                log::debug!("the network backends end: {error}");
+            }
+        });
+        Ok(backends)
+    }
+
+    fn killable(
+        dom0: &Domain,
+        store: &Client,
+        options: Options,
+        networks: &[NetworkConfig],
+    ) -> Result<Self, StartError> {
         let process = dom0.process();
-        Backends {
-            reports: serve(&process, store, options),
+        let backends = Self::start(&process, store, options, networks)?;
+        Ok(Backends {
             process: Some(process),
-        }
+            ..backends
+        })
     }
 }
 
@@ -219,10 +284,12 @@ pub struct Host {
     toolstack: Toolstack,
     store: Client,
     options: Options,
+    networks: Vec<NetworkConfig>,
     /// Whether guests are kept from domain 0's physical CPU.
     apart: bool,
     backends: Mutex<Backends>,
     disks: Mutex<Vec<DiskReport>>,
+    vifs: Mutex<Vec<VifReport>>,
 }
 
 /// What is known of a disk, also after its guest is gone.
@@ -234,6 +301,19 @@ pub struct DiskReport {
     pub disk: DiskConfig,
     /// What its backend did, queue by queue.
     pub stats: DiskStats,
+}
+
+/// What is known of a vif, also after its guest is gone.
+#[derive(Debug, Clone)]
+pub struct VifReport {
+    /// Whose it is.
+    pub guest: String,
+    /// Which one.
+    pub number: u32,
+    /// What it was to be.
+    pub vif: VifConfig,
+    /// What its backend did, queue by queue.
+    pub stats: VifStats,
 }
 
 impl Host {
@@ -252,26 +332,45 @@ impl Host {
         &self.xenstored
     }
 
-    /// How the vbds of its block backend fare.
+    /// How the vbds of its block backends fare.
     pub fn reports(&self) -> Reports {
-        self.backends().reports.clone()
+        self.backends().disks.clone()
+    }
+
+    /// How the vifs of its network backends fare.
+    pub fn vif_reports(&self) -> vifs::Reports {
+        self.backends().vifs.clone()
     }
 
     fn backends(&self) -> MutexGuard<'_, Backends> {
         self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Kills the block backends in the middle of whatever they are about, as `kill -9` does, and
-    /// starts others in their place. False: the host was not built so that they can be
-    /// ([`HostBuilder::killable_backends`]).
-    pub fn restart_backends(&self) -> bool {
+    /// Kills the backends in the middle of whatever they are about, as `kill -9` does, and starts
+    /// others in their place, with the networks made anew. False: the host was not built so that
+    /// they can be ([`HostBuilder::killable_backends`]).
+    ///
+    /// # Errors
+    /// The others cannot be started: then there are none.
+    pub fn restart_backends(&self) -> Result<bool, StartError> {
         let mut backends = self.backends();
         let Some(process) = backends.process.take() else {
-            return false;
+            return Ok(false);
         };
         block_on(process.kill());
-        *backends = Backends::killable(&self.dom0, &self.store, self.options);
-        true
+        // Before there are others of the same names.
+        backends._networks = Box::new(());
+        *backends = Backends::killable(&self.dom0, &self.store, self.options, &self.networks)?;
+        Ok(true)
+    }
+
+    /// What every vif did that was ever attached, in that order.
+    pub fn vifs(&self) -> Vec<VifReport> {
+        self.lock_vifs().clone()
+    }
+
+    fn lock_vifs(&self) -> MutexGuard<'_, Vec<VifReport>> {
+        self.vifs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What every disk did that was ever attached, in that order.
@@ -283,7 +382,7 @@ impl Host {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a guest with its disks, and runs `program` in it. Its result is what
+    /// Makes a guest with its disks and vifs, and runs `program` in it. Its result is what
     /// [`Running::wait`] gives; when it is done the guest is.
     ///
     /// # Errors
@@ -318,7 +417,10 @@ impl Host {
         block_on(self.toolstack.make_home(domid, config))?;
         let store = connect(&running.domain, &self.xenstored)?;
         for disk in &config.disks {
-            running.attach(disk)?;
+            running.attach_disk(disk)?;
+        }
+        for (index, vif) in (0..).zip(&config.vifs) {
+            running.attach_vif(index, vif)?;
         }
 
         let guest = Guest::new(
@@ -343,7 +445,7 @@ pub struct Running<'a, T> {
     host: &'a Host,
     name: String,
     domain: Domain,
-    attached: Vec<Vbd>,
+    attached: Vec<Device>,
     progress: Arc<Progress>,
     outcome: Arc<Mutex<Option<anyhow::Result<T>>>>,
     destroyed: bool,
@@ -382,19 +484,16 @@ impl<T> Running<'_, T> {
         outcome.unwrap_or_else(|| Err(anyhow!("guest {name} ended without a result: {reason:?}")))
     }
 
-    fn attach(&mut self, disk: &DiskConfig) -> Result<(), StartError> {
+    fn attach_disk(&mut self, disk: &DiskConfig) -> Result<(), StartError> {
         let vbd = Vbd {
             frontend: self.domain.domid(),
             number: disk.vdev.number(),
         };
-        self.attached.push(vbd);
-        block_on(self.host.toolstack.attach(vbd, disk)).map_err(|error| match error {
-            AttachError::Store(error) => StartError::Store(error),
-            AttachError::Backend(reason) => StartError::Disk {
-                guest: self.name.clone(),
-                vdev: disk.vdev.to_string(),
-                reason,
-            },
+        let keys = MoreKeys::of_disk(vbd.number, disk);
+        self.attach(Device::Vbd(vbd), &keys, |guest, reason| StartError::Disk {
+            guest,
+            vdev: disk.vdev.to_string(),
+            reason,
         })?;
         if let Some(report) = self.host.reports().of(vbd) {
             self.host.lock_disks().push(DiskReport {
@@ -406,17 +505,67 @@ impl<T> Running<'_, T> {
         Ok(())
     }
 
-    /// Takes the guest down: its disks, so that their images are let go, then the domain.
+    /// Attaches the vif that is number `index` of its configuration.
+    fn attach_vif(&mut self, index: u32, vif: &VifConfig) -> Result<(), StartError> {
+        let number = vif.devid.unwrap_or(index);
+        let mac = vif
+            .mac
+            .unwrap_or_else(|| VifConfig::made_up_mac(&self.name, number, 0));
+        let vif = VifConfig {
+            devid: Some(number),
+            mac: Some(mac),
+            ..vif.clone()
+        };
+        let id = vifs::DeviceId {
+            frontend: self.domain.domid(),
+            number,
+        };
+        let keys = MoreKeys::of_vif(number, &vif);
+        self.attach(Device::Vif(id), &keys, |guest, reason| StartError::Vif {
+            guest,
+            number,
+            reason,
+        })?;
+        if let Some(report) = self.host.vif_reports().of(id) {
+            self.host.lock_vifs().push(VifReport {
+                guest: self.name.clone(),
+                number,
+                vif,
+                stats: report.about.stats,
+            });
+        }
+        Ok(())
+    }
+
+    fn attach(
+        &mut self,
+        device: Device,
+        keys: &MoreKeys,
+        refused: impl FnOnce(String, String) -> StartError,
+    ) -> Result<(), StartError> {
+        self.attached.push(device);
+        let attached = block_on(self.host.toolstack.attach(device, keys));
+        attached.map_err(|error| match error {
+            AttachError::Store(error) => StartError::Store(error),
+            AttachError::Backend(reason) => refused(self.name.clone(), reason),
+        })
+    }
+
+    /// Takes the guest down: its devices, so that what is behind them is let go, then the domain.
     fn destroy(&mut self) -> Result<(), client::Error> {
         if std::mem::replace(&mut self.destroyed, true) {
             return Ok(());
         }
         let domid = self.domain.domid();
         let detached = block_on(async {
-            for vbd in self.attached.drain(..) {
-                self.host.toolstack.detach(vbd).await?;
-                // By now its image is closed, and the next guest may open it.
-                self.host.reports().ended(vbd).await;
+            for device in self.attached.drain(..) {
+                self.host.toolstack.detach(device).await?;
+                // By then its image is closed, or its place on the network free, for the next
+                // guest to have it.
+                match device {
+                    Device::Vbd(vbd) => self.host.reports().ended(vbd).await,
+                    Device::Vif(vif) => self.host.vif_reports().ended(vif).await,
+                }
             }
             Ok(())
         });

@@ -18,8 +18,9 @@
 //! | [`host`] | a host to boot, and guests to start on it |
 //! | [`guest`] | a guest from the inside: what a program is given |
 //! | [`config`] | what a host and its guests are made of, read from TOML in xl's words |
+//! | [`network`] | the networks of a host: isolated, bridged, NAT |
 //! | [`programs`] | what a guest runs that brings no program of its own |
-//! | [`report`] | what each disk did |
+//! | [`report`] | what each disk and each vif did |
 //! | [`load`] | requests on a disk to measure it |
 //! | [`nbd`] | a guest's disk for the NBD clients of the machine |
 //! | [`daemon`] | what daemons on a real Xen host share, `parapet-blkback` first |

@@ -1,13 +1,17 @@
-//! What each disk did: operations, bytes, and how long its backend took for them.
+//! What each disk did, operations, bytes, and how long its backend took for them; and what each
+//! vif did, frames, bytes, and why some went nowhere.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use parapet_blkback::stats::Kind;
+use parapet_netback::drops::Drop;
+use parapet_netback::stats::{QueueStats, Way};
 use serde::Serialize;
 
-use crate::host::DiskReport;
+use crate::host::{DiskReport, VifReport};
 
 /// What one disk did.
 #[derive(Debug, Clone, Serialize)]
@@ -115,6 +119,92 @@ impl KindSummary {
     }
 }
 
+/// What one vif did.
+#[derive(Debug, Clone, Serialize)]
+pub struct VifSummary {
+    /// Whose it is.
+    pub guest: String,
+    /// Its number.
+    pub number: u32,
+    /// Its Ethernet address.
+    pub mac: String,
+    /// The network that it names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
+    /// How long its guest's program ran, in seconds, if it came to its end.
+    pub seconds: Option<f64>,
+    /// What the guest sent.
+    pub sent: WaySummary,
+    /// What the guest got.
+    pub received: WaySummary,
+    /// Frames that went nowhere, by the reason's name.
+    pub dropped: BTreeMap<&'static str, u64>,
+}
+
+/// Frames one way.
+#[derive(Debug, Clone, Serialize)]
+pub struct WaySummary {
+    /// Frames: one that is cut into segments later counts once.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl VifSummary {
+    /// Sums up a report of a vif whose guest ran its program for `time`, if it came to its end.
+    pub fn new(report: &VifReport, time: Option<Duration>) -> Self {
+        let way = |way: fn(&QueueStats) -> &Way| WaySummary {
+            frames: report.stats.sum(|queue| way(queue).packets.get()),
+            bytes: report.stats.sum(|queue| way(queue).bytes.get()),
+        };
+        let dropped = Drop::ALL.map(|why| (why.name(), report.stats.dropped(why)));
+        VifSummary {
+            guest: report.guest.clone(),
+            number: report.number,
+            mac: report.vif.mac.unwrap_or_default().to_string(),
+            bridge: report.vif.bridge.clone(),
+            seconds: time.map(|time| time.as_secs_f64()),
+            sent: way(|queue| &queue.tx),
+            received: way(|queue| &queue.rx),
+            dropped: dropped
+                .into_iter()
+                .filter(|(_, frames)| *frames > 0)
+                .collect(),
+        }
+    }
+}
+
+const VIF_HEAD: [&str; 10] = [
+    "guest", "vif", "mac", "network", "sent", "MB", "received", "MB", "dropped", "why",
+];
+/// The columns of it that are text, and so flush left.
+const VIF_TEXT: usize = 4;
+
+/// A table for people: a row for each vif. Empty if there are none.
+pub fn vif_table(vifs: &[VifSummary]) -> String {
+    if vifs.is_empty() {
+        return String::new();
+    }
+    let megabytes = |bytes: u64| format!("{:.1}", bytes as f64 / 1e6);
+    let mut rows = vec![VIF_HEAD.map(str::to_owned)];
+    for vif in vifs {
+        let why: Vec<&str> = vif.dropped.keys().copied().collect();
+        rows.push([
+            vif.guest.clone(),
+            vif.number.to_string(),
+            vif.mac.clone(),
+            vif.bridge.clone().unwrap_or_else(|| "-".into()),
+            vif.sent.frames.to_string(),
+            megabytes(vif.sent.bytes),
+            vif.received.frames.to_string(),
+            megabytes(vif.received.bytes),
+            vif.dropped.values().sum::<u64>().to_string(),
+            why.join(" "),
+        ]);
+    }
+    lines(&rows, VIF_TEXT)
+}
+
 const HEAD: [&str; 11] = [
     "guest", "disk", "what", "ops", "MB", "MB/s", "p50 us", "p99 us", "p99.9 us", "max us",
     "errors",
@@ -220,6 +310,27 @@ mod tests {
                 max: 40_000,
             },
         }
+    }
+
+    #[test]
+    fn a_vif_has_a_row_that_says_what_went_nowhere() {
+        let way = |frames, bytes| WaySummary { frames, bytes };
+        let vif = VifSummary {
+            guest: "a".into(),
+            number: 0,
+            mac: "00:16:3e:00:00:01".into(),
+            bridge: Some("lan".into()),
+            seconds: None,
+            sent: way(10, 1_500_000),
+            received: way(2, 120),
+            dropped: [("no-way", 3), ("spoofed", 1)].into(),
+        };
+        let expected = "\
+guest  vif  mac                network  sent   MB  received   MB  dropped             why
+a      0    00:16:3e:00:00:01  lan        10  1.5         2  0.0        4  no-way spoofed
+";
+        assert_eq!(vif_table(&[vif]), expected);
+        assert_eq!(vif_table(&[]), "");
     }
 
     #[test]

@@ -1,16 +1,101 @@
 //! What `xl` does for a domain: the nodes that name it and its devices, in the order and with the
 //! permissions of libxl, on which backends and frontends rely.
 
-use parapet_blkback::report::Vbd;
+use parapet_backend::report::DeviceId;
 use parapet_xen_sys::DomId;
 use parapet_xen_sys::io::xenbus::XenbusState;
 use parapet_xenstore::Permission;
 use parapet_xenstore::client::{Client, Error};
 use parapet_xenstore::xenbus::{self, DeviceNodes, Keys};
 
-use crate::config::{DeviceType, DiskAccess, DiskConfig, GuestConfig};
+use crate::config::{DeviceType, DiskAccess, DiskConfig, GuestConfig, VifConfig};
 
-/// Why a disk could not be attached.
+/// A device of a guest: its kind, and which one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Device {
+    Vbd(DeviceId),
+    Vif(DeviceId),
+}
+
+impl Device {
+    fn nodes<'a>(self, more: &'a MoreKeys) -> DeviceNodes<'a> {
+        let (kind, id) = match self {
+            Device::Vbd(id) => ("vbd", id),
+            Device::Vif(id) => ("vif", id),
+        };
+        DeviceNodes {
+            kind,
+            devid: id.number,
+            frontend: id.frontend,
+            backend: DomId::ZERO,
+            frontend_keys: &more.frontend,
+            backend_keys: &more.backend,
+        }
+    }
+}
+
+/// Keys that a kind of device has beside those of all.
+#[derive(Default)]
+pub(crate) struct MoreKeys {
+    frontend: Vec<(&'static str, String)>,
+    backend: Vec<(&'static str, String)>,
+}
+
+impl MoreKeys {
+    /// A disk's, with that number.
+    pub(crate) fn of_disk(number: u32, disk: &DiskConfig) -> Self {
+        MoreKeys {
+            frontend: vec![
+                ("virtual-device", number.to_string()),
+                ("device-type", device_type(disk).into()),
+            ],
+            backend: backend_keys(disk),
+        }
+    }
+
+    /// A vif's, with that number.
+    pub(crate) fn of_vif(number: u32, vif: &VifConfig) -> Self {
+        let mac = vif.mac.unwrap_or_default().to_string();
+        let mut frontend = vec![("handle", number.to_string()), ("mac", mac.clone())];
+        let mut backend = vec![
+            ("handle", number.to_string()),
+            ("mac", mac),
+            ("type", "vif".into()),
+        ];
+        let mut add = |key, value: Option<String>| {
+            backend.extend(value.map(|value| (key, value)));
+        };
+        let vlan = vif.vlan.map(|vlan| format!(".{vlan}"));
+        let bridge = vif.bridge.as_deref();
+        match (bridge, vlan) {
+            (None, None) => {}
+            (bridge, vlan) => {
+                let bridge = bridge.unwrap_or_default();
+                add(
+                    "bridge",
+                    Some(bridge.to_owned() + &vlan.unwrap_or_default()),
+                );
+            }
+        }
+        let addresses: Vec<String> = vif.addresses.iter().map(ToString::to_string).collect();
+        add("ip", Some(addresses.join(" ")).filter(|ip| !ip.is_empty()));
+        add("vifname", vif.name.clone());
+        let rate = vif.rate;
+        add(
+            "rate",
+            rate.map(|rate| format!("{},{}", rate.bytes, rate.micros)),
+        );
+        add("locked", vif.locked.then(|| "1".into()));
+        add("isolated", vif.isolated.then(|| "1".into()));
+        if let Some(mtu) = vif.mtu {
+            add("mtu", Some(mtu.to_string()));
+            frontend.push(("mtu", mtu.to_string()));
+        }
+        MoreKeys { frontend, backend }
+    }
+}
+
+/// Why a device could not be attached.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AttachError {
     /// The backend will not serve it, for the reason that it left in the xenstore.
@@ -60,14 +145,10 @@ impl Toolstack {
             .await
     }
 
-    /// Makes the nodes of a disk's two ends, and waits until the backend has opened the image.
-    pub(crate) async fn attach(&self, vbd: Vbd, disk: &DiskConfig) -> Result<(), AttachError> {
-        let keys = backend_keys(disk);
-        let frontend_keys = [
-            ("virtual-device", vbd.number.to_string()),
-            ("device-type", device_type(disk).into()),
-        ];
-        let nodes = nodes(vbd, &frontend_keys, &keys);
+    /// Makes the nodes of a device's two ends, and waits until the backend has what is behind it:
+    /// an image, a place on a network.
+    pub(crate) async fn attach(&self, device: Device, keys: &MoreKeys) -> Result<(), AttachError> {
+        let nodes = device.nodes(keys);
         let back = nodes.backend_path();
         let mut watch = self.store.watch(&format!("{back}/state")).await?;
         nodes.create(&self.store).await?;
@@ -91,10 +172,11 @@ impl Toolstack {
         }
     }
 
-    /// Takes a disk away from a guest that no longer runs, as `xl destroy` does: the frontend's
+    /// Takes a device away from a guest that no longer runs, as `xl destroy` does: the frontend's
     /// nodes first, so that the backend does not wait for it.
-    pub(crate) async fn detach(&self, vbd: Vbd) -> Result<(), Error> {
-        let nodes = nodes(vbd, &[], &[]);
+    pub(crate) async fn detach(&self, device: Device) -> Result<(), Error> {
+        let none = MoreKeys::default();
+        let nodes = device.nodes(&none);
         let back = nodes.backend_path();
         let mut watch = self.store.watch(&format!("{back}/state")).await?;
         ignore_missing(self.store.remove(&nodes.frontend_path()).await)?;
@@ -112,6 +194,8 @@ impl Toolstack {
             home(domid),
             format!("{dom0}/backend/vbd/{domid}"),
             format!("{dom0}/error/backend/vbd/{domid}"),
+            format!("{dom0}/backend/vif/{domid}"),
+            format!("{dom0}/error/backend/vif/{domid}"),
         ];
         for path in left {
             ignore_missing(self.store.remove(&path).await)?;
@@ -132,21 +216,6 @@ impl Toolstack {
 
 fn home(domid: DomId) -> String {
     format!("/local/domain/{domid}")
-}
-
-fn nodes<'a>(
-    vbd: Vbd,
-    frontend_keys: &'a [(&'a str, String)],
-    backend_keys: &'a [(&'a str, String)],
-) -> DeviceNodes<'a> {
-    DeviceNodes {
-        kind: "vbd",
-        devid: vbd.number,
-        frontend: vbd.frontend,
-        backend: DomId::ZERO,
-        frontend_keys,
-        backend_keys,
-    }
 }
 
 fn backend_keys(disk: &DiskConfig) -> Vec<(&'static str, String)> {

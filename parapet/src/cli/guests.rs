@@ -8,11 +8,11 @@ use anyhow::{Context, Result, anyhow};
 use futures_channel::oneshot;
 use futures_util::FutureExt;
 use futures_util::future::Shared;
-use parapet::config::GuestConfig;
+use parapet::config::{GuestConfig, NetworkConfig};
 use parapet::guest::Guest;
 use parapet::host::{Host, Running, StartError};
 use parapet::programs::{Outcome, Program};
-use parapet::report::DiskSummary;
+use parapet::report::{DiskSummary, VifSummary};
 use parapet_hypervisor::seam::Clock;
 
 use super::output;
@@ -26,9 +26,9 @@ pub(super) struct Ended {
     pub(super) result: Result<Done>,
 }
 
-/// Boots a host.
-pub(super) fn boot(pcpus: Option<usize>) -> Result<Host> {
-    let mut builder = Host::builder();
+/// Boots a host with these networks.
+pub(super) fn boot(pcpus: Option<usize>, networks: Vec<NetworkConfig>) -> Result<Host> {
+    let mut builder = Host::builder().networks(networks);
     if let Some(pcpus) = pcpus {
         builder = builder.pcpus(pcpus);
     }
@@ -126,16 +126,27 @@ fn explain(host: &Host, name: &str, error: anyhow::Error) -> anyhow::Error {
     anyhow!(text)
 }
 
+/// How long the program of a guest ran that has ended well.
+fn time_of(ended: &[Ended], name: &str) -> Option<Duration> {
+    let guest = ended.iter().find(|guest| guest.name == name)?;
+    guest.result.as_ref().ok().map(|(_, time)| *time)
+}
+
 /// What every disk did of the guests that ended.
 pub(super) fn summaries(host: &Host, ended: &[Ended]) -> Vec<DiskSummary> {
-    let time = |name: &str| {
-        let guest = ended.iter().find(|guest| guest.name == name)?;
-        guest.result.as_ref().ok().map(|(_, time)| *time)
-    };
     let disks = host.disks();
     let summaries = disks
         .iter()
-        .map(|disk| DiskSummary::new(disk, time(&disk.guest)));
+        .map(|disk| DiskSummary::new(disk, time_of(ended, &disk.guest)));
+    summaries.collect()
+}
+
+/// What every vif did of the guests that ended.
+pub(super) fn vif_summaries(host: &Host, ended: &[Ended]) -> Vec<VifSummary> {
+    let vifs = host.vifs();
+    let summaries = vifs
+        .iter()
+        .map(|vif| VifSummary::new(vif, time_of(ended, &vif.guest)));
     summaries.collect()
 }
 

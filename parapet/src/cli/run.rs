@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use parapet::config::HostConfig;
+use parapet::host::Host;
 use parapet::programs::Outcome;
-use parapet::report::{self, DiskSummary};
+use parapet::report::{self, DiskSummary, VifSummary};
 use serde::Serialize;
 
 use super::demonstration::Demonstration;
@@ -18,6 +19,7 @@ use super::{Run, output};
 struct Report {
     guests: Vec<GuestReport>,
     disks: Vec<DiskSummary>,
+    vifs: Vec<VifSummary>,
 }
 
 #[derive(Serialize)]
@@ -38,33 +40,36 @@ pub(super) fn run(args: &Run) -> Result<ExitCode> {
             writeln!(io::stdout(), "{demonstration}")?;
         }
         let programs = guests::programs(vec![demonstration.guest()])?;
-        let host = guests::boot(None)?;
+        let host = guests::boot(None, Vec::new())?;
         let started = Started::new(&host, programs)?;
         // The backend has it open; so nothing is left behind, however this ends.
         drop(demonstration);
         let ended = started.finish();
-        return print(args.json, &ended, guests::summaries(&host, &ended));
+        return print(args.json, &ended, &host);
     };
     let name = || file.display().to_string();
     let HostConfig {
         pcpus,
-        networks: _,
+        networks,
         guests,
     } = HostConfig::load(file)?;
-    if let Some(guest) = guests.iter().find(|guest| !guest.vifs.is_empty()) {
-        anyhow::bail!("guest {}: its vifs are not served here yet", guest.name);
-    }
     let programs = guests::programs(guests).with_context(name)?;
-    let host = guests::boot(pcpus).with_context(name)?;
+    let host = guests::boot(pcpus, networks).with_context(name)?;
     let started = Started::new(&host, programs).with_context(name)?;
     let ended = started.finish();
-    print(args.json, &ended, guests::summaries(&host, &ended))
+    print(args.json, &ended, &host)
 }
 
-fn print(json: bool, ended: &[Ended], disks: Vec<DiskSummary>) -> Result<ExitCode> {
+fn print(json: bool, ended: &[Ended], host: &Host) -> Result<ExitCode> {
+    let disks = guests::summaries(host, ended);
+    let vifs = guests::vif_summaries(host, ended);
     if json {
         let guests = ended.iter().map(GuestReport::new).collect();
-        output::json(&Report { guests, disks })?;
+        output::json(&Report {
+            guests,
+            disks,
+            vifs,
+        })?;
     } else {
         let mut out = io::stdout().lock();
         for guest in ended {
@@ -72,9 +77,10 @@ fn print(json: bool, ended: &[Ended], disks: Vec<DiskSummary>) -> Result<ExitCod
                 writeln!(out, "{}: {outcome}", guest.name)?;
             }
         }
-        let table = report::table(&disks);
-        if !table.is_empty() {
-            write!(out, "\n{table}")?;
+        for table in [report::table(&disks), report::vif_table(&vifs)] {
+            if !table.is_empty() {
+                write!(out, "\n{table}")?;
+            }
         }
     }
     let mut status = ExitCode::SUCCESS;

@@ -6,7 +6,7 @@
 //! | `verify` | fills disks with content that tells where it belongs, flushes, reads it back and compares: **what was on them is lost** | `disk=` one instead of all; `seed=` a number, 0 if none |
 //! | `sum` | reads disks and sums them with SHA-256 | `disk=` one instead of all |
 //! | `copy` | copies one disk to another, and flushes | `from=` (xvda), `to=` (xvdb) |
-//! | `idle` | waits until its disks are there, then for a while | `seconds=` a number, 0 if none |
+//! | `idle` | waits until its disks and network interfaces are there, then for a while | `seconds=` a number, 0 if none |
 
 mod arguments;
 mod content;
@@ -54,7 +54,7 @@ pub enum Program {
         /// The disk that is written: as large, or larger.
         to: Vdev,
     },
-    /// Does nothing, with its disks connected.
+    /// Does nothing, with its disks and network interfaces connected.
     Idle {
         /// For how long.
         time: Duration,
@@ -181,7 +181,11 @@ impl Program {
             }
             Program::Copy { from, to } => copy::copy(&guest, from, to).await,
             Program::Idle { time } => {
-                let _connected = guest.disks().await?;
+                let _disks = guest.disks().await?;
+                let mut interfaces = Vec::new();
+                for number in guest.vifs().await? {
+                    interfaces.push(guest.interface(number).await?);
+                }
                 guest.domain().sleep(time).await;
                 Ok(Outcome::Idle)
             }

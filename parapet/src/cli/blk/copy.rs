@@ -78,7 +78,7 @@ pub(super) fn copy(args: &Args) -> Result<ExitCode> {
         kernel: Some("copy".into()),
         ..GuestConfig::new("copy")
     };
-    let (outcome, time) = guests::run_one(&guests::boot(None)?, guest)
+    let (outcome, time) = guests::run_one(&guests::boot(None, Vec::new())?, guest)
         .with_context(|| format!("{} was not copied", source.display()))?;
     let Outcome::Copy { bytes } = outcome else {
         bail!("{} was not copied: the guest {outcome}", source.display());

@@ -143,7 +143,10 @@ pub(super) fn export(args: &Args) -> Result<ExitCode> {
             let host = &host;
             scope.spawn(move || {
                 while going.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-                    host.restart_backends();
+                    if let Err(error) = host.restart_backends() {
+                        log::error!("the backend was killed, and does not start again: {error}");
+                        return;
+                    }
                     log::info!("the backend was killed, and started again");
                 }
             });

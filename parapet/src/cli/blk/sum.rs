@@ -43,7 +43,7 @@ struct Line<'a> {
 }
 
 pub(super) fn sum(args: &Args) -> Result<ExitCode> {
-    let host = guests::boot(None)?;
+    let host = guests::boot(None, Vec::new())?;
     let mut status = ExitCode::SUCCESS;
     for image in &args.images {
         match sum_of(&host, image) {
