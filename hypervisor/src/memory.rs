@@ -14,6 +14,8 @@
     reason = "views of shared memory are made here, and nowhere else"
 )]
 
+mod copy;
+
 use alloc::sync::Arc;
 use core::alloc::Layout;
 use core::fmt;
@@ -22,6 +24,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use copy::copy;
 
 /// Bytes in a page. Xen's PV protocols speak of 4 KiB pages on every architecture.
 pub const PAGE_SIZE: usize = 4096;
@@ -166,7 +170,7 @@ impl<'a, A> View<'a, A> {
         // SAFETY: the source is inside the view; `value` is our own and any bytes make a valid `T`
         // (`FromBytes`).
         unsafe {
-            copy_out(
+            copy(
                 self.start.as_ptr().add(offset),
                 (&raw mut value).cast(),
                 size_of::<T>(),
@@ -181,7 +185,7 @@ impl<'a, A> View<'a, A> {
         self.check(offset, to.len(), 1)?;
         // SAFETY: the source is inside the view; `to` is our own.
         unsafe {
-            copy_out(self.start.as_ptr().add(offset), to.as_mut_ptr(), to.len());
+            copy(self.start.as_ptr().add(offset), to.as_mut_ptr(), to.len());
         }
         Ok(())
     }
@@ -213,7 +217,7 @@ impl<'a, A> View<'a, A> {
         // SAFETY: both ranges are inside their views; should they overlap (one page under two
         // views) the bytes that result are some mixture, as with any two writers of shared memory.
         unsafe {
-            copy_shared(
+            copy(
                 self.start.as_ptr().add(offset),
                 to.start.as_ptr().add(to_offset),
                 len,
@@ -240,7 +244,7 @@ impl<'a> View<'a, ReadWrite> {
         self.check(offset, from.len(), 1)?;
         // SAFETY: the target is inside the view, which allows writes; `from` is our own.
         unsafe {
-            copy_in(from.as_ptr(), self.start.as_ptr().add(offset), from.len());
+            copy(from.as_ptr(), self.start.as_ptr().add(offset), from.len());
         }
         Ok(())
     }
@@ -252,7 +256,7 @@ impl<'a> View<'a, ReadWrite> {
         while offset < self.len {
             let len = (self.len - offset).min(PAGE_SIZE);
             // SAFETY: `offset + len` does not pass the end of the view, which allows writes.
-            unsafe { copy_in(ZEROES.as_ptr(), self.start.as_ptr().add(offset), len) };
+            unsafe { copy(ZEROES.as_ptr(), self.start.as_ptr().add(offset), len) };
             offset += len;
         }
     }
@@ -339,121 +343,6 @@ impl Drop for ScratchBytes {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout, and no view outlives the last owner.
         unsafe { alloc::alloc::dealloc(self.start.as_ptr(), self.layout) };
-    }
-}
-
-/// From here on the string instructions win over a loop of words (measured: about 200 bytes).
-const STRING_COPY: usize = 256;
-
-/// Copies with the processor's string instruction, which the compiler cannot see into: as far as
-/// it knows, each byte was accessed once, somehow.
-///
-/// # Safety
-/// Both ranges are mapped, the target for writing.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-unsafe fn copy_string(from: *const u8, to: *mut u8, len: usize) {
-    // SAFETY: the caller vouches for both ranges; the direction flag is clear on entry to every
-    // asm block.
-    unsafe {
-        core::arch::asm!(
-            "rep movsb",
-            inout("rcx") len => _,
-            inout("rsi") from => _,
-            inout("rdi") to => _,
-            options(nostack, preserves_flags)
-        );
-    }
-}
-
-/// Shared to private.
-///
-/// # Safety
-/// `from` is shared memory of `len` bytes, `to` private memory of `len` bytes.
-#[inline]
-unsafe fn copy_out(from: *const u8, to: *mut u8, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if len >= STRING_COPY {
-        // SAFETY: the caller's contract.
-        unsafe { copy_string(from, to, len) };
-        return;
-    }
-    // SAFETY: the caller's contract; each branch reads the shared side only where it is aligned.
-    unsafe {
-        if (from as usize | len) & 7 == 0 {
-            for i in (0..len).step_by(8) {
-                let word = from.add(i).cast::<u64>().read_volatile();
-                to.add(i).cast::<u64>().write_unaligned(word);
-            }
-        } else if (from as usize | len) & 3 == 0 {
-            for i in (0..len).step_by(4) {
-                let word = from.add(i).cast::<u32>().read_volatile();
-                to.add(i).cast::<u32>().write_unaligned(word);
-            }
-        } else {
-            for i in 0..len {
-                to.add(i).write(from.add(i).read_volatile());
-            }
-        }
-    }
-}
-
-/// Private to shared.
-///
-/// # Safety
-/// `from` is private memory of `len` bytes, `to` shared memory of `len` bytes.
-#[inline]
-unsafe fn copy_in(from: *const u8, to: *mut u8, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if len >= STRING_COPY {
-        // SAFETY: the caller's contract.
-        unsafe { copy_string(from, to, len) };
-        return;
-    }
-    // SAFETY: the caller's contract; each branch writes the shared side only where it is aligned.
-    unsafe {
-        if (to as usize | len) & 7 == 0 {
-            for i in (0..len).step_by(8) {
-                let word = from.add(i).cast::<u64>().read_unaligned();
-                to.add(i).cast::<u64>().write_volatile(word);
-            }
-        } else if (to as usize | len) & 3 == 0 {
-            for i in (0..len).step_by(4) {
-                let word = from.add(i).cast::<u32>().read_unaligned();
-                to.add(i).cast::<u32>().write_volatile(word);
-            }
-        } else {
-            for i in 0..len {
-                to.add(i).write_volatile(from.add(i).read());
-            }
-        }
-    }
-}
-
-/// Shared to shared.
-///
-/// # Safety
-/// Both are shared memory of `len` bytes.
-#[inline]
-unsafe fn copy_shared(from: *const u8, to: *mut u8, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if len >= STRING_COPY {
-        // SAFETY: the caller's contract.
-        unsafe { copy_string(from, to, len) };
-        return;
-    }
-    // SAFETY: the caller's contract; both sides are aligned where words are used.
-    unsafe {
-        if (from as usize | to as usize | len) & 7 == 0 {
-            for i in (0..len).step_by(8) {
-                let word = from.add(i).cast::<u64>().read_volatile();
-                to.add(i).cast::<u64>().write_volatile(word);
-            }
-        } else {
-            for i in 0..len {
-                to.add(i).write_volatile(from.add(i).read_volatile());
-            }
-        }
     }
 }
 
