@@ -37,6 +37,9 @@ const ADDRESSES: usize = 12;
 /// Bytes of a VLAN tag, for which a head has room beside [`HEAD`].
 const TAG: usize = 4;
 
+/// The longest head that a frame has, when a tag was pushed into one of [`HEAD`] bytes.
+pub const TAGGED_HEAD: usize = HEAD + TAG;
+
 /// Parts that a frame may have: eighteen slots, of which the first is split by the head, and one
 /// to spare.
 pub const PARTS: usize = 19;
@@ -153,7 +156,7 @@ impl<P: Grants> Memory<P> {
 pub struct Frame<P: Grants>(Option<Box<Inner<P>>>);
 
 struct Inner<P: Grants> {
-    head: [u8; HEAD + TAG],
+    head: [u8; TAGGED_HEAD],
     head_len: u16,
     part_count: u16,
     len: u32,
@@ -430,7 +433,7 @@ impl<P: Grants> Pool<P> {
         let idle = (0..frames)
             .map(|_| {
                 Box::new(Inner {
-                    head: [0; HEAD + TAG],
+                    head: [0; TAGGED_HEAD],
                     head_len: 0,
                     part_count: 0,
                     len: 0,

@@ -300,6 +300,7 @@ impl<P: Backend> Queue<P> {
         let mut alarm = pin!(None);
         let mut alarm_at = None;
         let mut turns = 0u32;
+        let mut port_is_hot = false;
         let mut storm = Storm::default();
         loop {
             let busy = poll_fn(|cx| Poll::Ready(self.turn(cx))).await?;
@@ -312,8 +313,17 @@ impl<P: Backend> Queue<P> {
                 // no event, since we have not gone to sleep.
                 yield_now().await;
                 turns = turns.wrapping_add(1);
-                if turns.is_multiple_of(TURNS) && is_ready(stop.as_mut()).await {
+                let is_time = turns.is_multiple_of(TURNS);
+                if is_time && is_ready(stop.as_mut()).await {
                     return Ok(());
+                }
+                // A quiet port would otherwise wait for a guest that sends without end.
+                if is_time || port_is_hot {
+                    port_is_hot = poll_fn(|cx| {
+                        let asked = self.rx.poll_port(&mut *self.port, cx);
+                        Poll::Ready(asked)
+                    })
+                    .await?;
                 }
                 continue;
             }
@@ -481,7 +491,9 @@ impl<P: Backend> Queue<P> {
             ..
         } = &self.shared;
         stats.drops.count(Drop::Gone, endpoint.close(*index));
-        stats.drops.count(Drop::Gone, self.rx.clear());
+        // What an error has left lying about is somebody's too, be it our own.
+        let left = self.rx.clear() + self.tx.abandon(&mut self.pool);
+        stats.drops.count(Drop::Gone, left);
         stats.stalled.set(0);
         stats.statics.set(0);
         while self.pool.lent() > 0 {

@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use parapet_hypervisor::memory::PAGE_SIZE;
 use parapet_hypervisor::seam::prelude::*;
@@ -23,7 +22,7 @@ use parapet_xen_sys::io::netif::{RxRequest, RxResponse, RxSlot, Status};
 use super::transmit::emptied;
 use super::{BATCH, Patience, QueueError, Shared};
 use crate::drops::Drop;
-use crate::frame::{Frame, HEAD, Part, Pool};
+use crate::frame::{Frame, Part, Pool, TAGGED_HEAD};
 use crate::port::Port;
 use crate::rx::{Fit, Form, Receives, Run, Runs, is_local};
 use crate::statics::Statics;
@@ -32,10 +31,14 @@ use crate::statics::Statics;
 /// guest itself transmits.
 const ASIDE_PART: usize = 2;
 
+/// Buffers that a guest is expected to post within [`Patience::aside`] while frames wait for it:
+/// one that posts them one by one would keep others' memory all the same.
+const ENOUGH: usize = 64;
+
 /// Pages for the heads that a batch copies by grant, into as many buffers as the ring has: one for
 /// each, and where a frame is cut, some of its own head as well. None lies across two pages.
 fn scratch_pages(slots: usize) -> usize {
-    ((slots + BATCH) * HEAD).div_ceil(PAGE_SIZE - HEAD)
+    ((slots + BATCH) * TAGGED_HEAD).div_ceil(PAGE_SIZE - TAGGED_HEAD)
 }
 
 /// The receive ring, and the frames on their way into it.
@@ -60,14 +63,39 @@ pub(super) struct Receive<P: Backend> {
     second: usize,
     bytes: Box<[u8; PAGE_SIZE]>,
     blocked: Option<Blocked>,
+    behind: Option<Behind>,
+    /// Where to go on with the frame that waits first, which is being cut.
+    cutting: Option<Cutting>,
+    /// The last of those that were given is that frame.
+    is_partly_given: bool,
+    /// The first of those that were given had segments earlier that could not be copied.
+    is_spoilt: bool,
+}
+
+/// A frame of which some segments have been given.
+#[derive(Debug)]
+struct Cutting {
+    segments: Segments,
+    /// Not all of these could be copied.
+    is_spoilt: bool,
 }
 
 /// A guest that has posted too few buffers for the frame that comes next.
 #[derive(Debug, Clone, Copy)]
 struct Blocked {
     since: Instant,
+    /// Since when it has been behind.
+    behind: Instant,
     needs: usize,
     stage: Stage,
+}
+
+/// A guest that has not had an empty inbox for a while.
+#[derive(Debug, Clone, Copy)]
+struct Behind {
+    since: Instant,
+    /// Buffers that it has posted since then.
+    used: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,11 +111,12 @@ enum Stage {
 }
 
 impl Blocked {
-    fn next(&self, patience: &Patience) -> Option<(Stage, Duration)> {
+    /// What comes next, and when.
+    fn next(&self, patience: &Patience) -> Option<(Stage, Instant)> {
         match self.stage {
-            Stage::Fresh => Some((Stage::Aside, patience.aside)),
-            Stage::Aside => Some((Stage::Drained, patience.drain)),
-            Stage::Drained => Some((Stage::Stalled, patience.stall)),
+            Stage::Fresh => Some((Stage::Aside, self.behind.after(patience.aside))),
+            Stage::Aside => Some((Stage::Drained, self.since.after(patience.drain))),
+            Stage::Drained => Some((Stage::Stalled, self.since.after(patience.stall))),
             Stage::Stalled => None,
         }
     }
@@ -117,6 +146,8 @@ enum Outcome<P: Backend> {
     Dropped,
     /// There are too few buffers; so many are needed.
     NoRoom(Frame<P>, usize),
+    /// There are too few for all of its segments; so many are needed for the next.
+    Partly(usize),
 }
 
 /// Where the bytes of a packet are: its own head, and the rest of a frame.
@@ -155,14 +186,17 @@ impl<P: Backend> Receive<P> {
             second: scratch_pages(slots) * PAGE_SIZE,
             bytes: Box::new([0; PAGE_SIZE]),
             blocked: None,
+            behind: None,
+            cutting: None,
+            is_partly_given: false,
+            is_spoilt: false,
         })
     }
 
     /// When it is time to lose patience.
     pub(super) fn alarm(&self) -> Option<Instant> {
-        let blocked = self.blocked?;
-        let (_, after) = blocked.next(&self.patience)?;
-        Some(blocked.since.after(after))
+        let (_, when) = self.blocked?.next(&self.patience)?;
+        Some(when)
     }
 
     /// Whether frames in the inbox are looked at: not while the guest is expected to post buffers.
@@ -208,27 +242,47 @@ impl<P: Backend> Receive<P> {
         for _ in 0..BATCH {
             let next = self.waiting.pop_front();
             let Some(frame) = next.or_else(|| shared.endpoint.take(shared.index)) else {
+                self.behind = None;
                 break;
             };
             any = true;
-            match self.give_one(frame, shared, statics)? {
-                Outcome::Given | Outcome::Dropped => {}
+            let needs = match self.give_one(frame, shared, statics)? {
+                Outcome::Given | Outcome::Dropped => continue,
                 Outcome::NoRoom(frame, needs) => {
                     self.waiting.push_front(frame);
-                    self.blocked = Some(Blocked {
-                        since: shared.place.now(),
-                        needs,
-                        stage: Stage::Fresh,
-                    });
-                    break;
+                    needs
                 }
-            }
+                Outcome::Partly(needs) => {
+                    self.is_partly_given = true;
+                    needs
+                }
+            };
+            self.block(needs, shared.place.now());
+            break;
         }
         if any {
             self.finish(shared)?;
         }
         // What could not be given is no reason to look again at once.
         Ok(any && self.blocked.is_none())
+    }
+
+    /// Waits for so many buffers.
+    fn block(&mut self, needs: usize, now: Instant) {
+        let behind = match self.behind {
+            Some(behind) if behind.used < ENOUGH => behind,
+            _ => Behind {
+                since: now,
+                used: 0,
+            },
+        };
+        self.behind = Some(behind);
+        self.blocked = Some(Blocked {
+            since: now,
+            behind: behind.since,
+            needs,
+            stage: Stage::Fresh,
+        });
     }
 
     /// Lets the frontend see what it was given. Whether it wants to be told.
@@ -250,11 +304,14 @@ impl<P: Backend> Receive<P> {
         Ok(missing == 0 || self.ring.arm_after(missing as u32)?)
     }
 
-    /// Drops all that waits; how many these were.
+    /// Drops all that waits, and what was being given; how many these were.
     pub(super) fn clear(&mut self) -> u64 {
-        let waiting = self.waiting.len() as u64;
+        let frames = self.waiting.len() + self.from_port.len() + self.given.len();
         self.waiting.clear();
-        waiting
+        self.from_port.clear();
+        self.given.clear();
+        self.cutting = None;
+        frames as u64
     }
 
     /// Takes buffers off the ring until there are so many, or no more.
@@ -274,28 +331,34 @@ impl<P: Backend> Receive<P> {
         let Some(mut blocked) = self.blocked else {
             return false;
         };
-        let waited = shared.place.now().since(blocked.since);
+        let now = shared.place.now();
         let stats = &shared.stats;
         let mut any = false;
-        while let Some((stage, after)) = blocked.next(&self.patience)
-            && waited >= after
+        while let Some((stage, when)) = blocked.next(&self.patience)
+            && now >= when
         {
             blocked.stage = stage;
             any = true;
             match stage {
                 Stage::Fresh => {}
                 Stage::Aside => {
-                    for _ in 0..self.waiting.len() {
+                    for at in 0..self.waiting.len() {
                         let frame = self.waiting.pop_front();
-                        self.waiting
-                            .extend(frame.and_then(|frame| set_aside(&frame, shared, pool)));
+                        let aside = frame.and_then(|frame| set_aside(&frame, shared, pool));
+                        if at == 0 && aside.is_none() {
+                            self.cutting = None;
+                        }
+                        self.waiting.extend(aside);
                     }
                 }
-                Stage::Drained => stats.drops.count(Drop::ReceiverStalled, self.clear()),
+                Stage::Drained => {
+                    stats.drops.count(Drop::ReceiverStalled, self.clear());
+                    // The frame that needed more is no more.
+                    blocked.needs = 1;
+                }
                 Stage::Stalled => {
                     stats.stalls.add(1);
                     stats.stalled.set(1);
-                    let now = shared.place.now();
                     shared
                         .complaints
                         .info(now, || "the guest is stalled: it posts no buffers");
@@ -328,6 +391,7 @@ impl<P: Backend> Receive<P> {
         statics: &Statics<P>,
     ) -> Result<Outcome<P>, Violation> {
         let drops = &shared.stats.drops;
+        let cutting = self.cutting.take();
         let Some(to) = frame.destination() else {
             drops.count(Drop::Malformed, 1);
             return Ok(Outcome::Dropped);
@@ -345,7 +409,7 @@ impl<P: Backend> Receive<P> {
                 Some(frame) => self.give_whole(frame, shared, statics),
                 None => Ok(Outcome::Dropped),
             },
-            Fit::Cut { sum } => self.give_segments(frame, sum, shared, statics),
+            Fit::Cut { sum } => self.give_segments(frame, sum, cutting, shared, statics),
             Fit::TooLong => {
                 drops.count(Drop::TooLong, 1);
                 Ok(Outcome::Dropped)
@@ -400,11 +464,13 @@ impl<P: Backend> Receive<P> {
         Ok(Outcome::Given)
     }
 
-    /// Cuts a frame into segments, and gives those.
+    /// Cuts a frame into segments, and gives those, as many as there are buffers for: a guest may
+    /// have posted as many as it ever does. `cutting` is where to go on.
     fn give_segments(
         &mut self,
         frame: Frame<P>,
         sum: bool,
+        cutting: Option<Cutting>,
         shared: &Shared<P>,
         statics: &Statics<P>,
     ) -> Result<Outcome<P>, Violation> {
@@ -435,20 +501,37 @@ impl<P: Backend> Receive<P> {
             drops.count(Drop::TooLong, 1);
             return Ok(Outcome::Dropped);
         }
-        let needs = segments.count() * form.slots(longest);
-        match self.has_room(needs)? {
-            Some(true) => {}
-            Some(false) => return Ok(Outcome::NoRoom(frame, needs)),
-            None => {
-                drops.count(Drop::TooLong, 1);
-                return Ok(Outcome::Dropped);
-            }
+        // A frame is not to be worth more work than one that fills the ring.
+        if segments.count() * form.slots(longest) > self.ring.slots() as usize {
+            drops.count(Drop::TooLong, 1);
+            return Ok(Outcome::Dropped);
         }
-        let mut head = [0; HEAD];
+        let mut is_spoilt = false;
+        if let Some(cutting) = cutting {
+            Cutting {
+                segments,
+                is_spoilt,
+            } = cutting;
+        }
+        let mut head = [0; TAGGED_HEAD];
         let mut count = 0;
-        while let Some(segment) = segments.next(frame.head(), &mut head) {
-            count += 1;
+        let mut missing = None;
+        loop {
+            let before = segments.clone();
+            let Some(segment) = segments.next(frame.head(), &mut head) else {
+                break;
+            };
             let len = segment.headers + segment.payload.len();
+            let needs = form.slots(len);
+            if self.has_room(needs)? != Some(true) {
+                self.cutting = Some(Cutting {
+                    segments: before,
+                    is_spoilt,
+                });
+                missing = Some(needs);
+                break;
+            }
+            count += 1;
             let Some(own) = head.get_mut(..segment.headers) else {
                 break;
             };
@@ -472,8 +555,12 @@ impl<P: Backend> Receive<P> {
         if sum {
             shared.stats.sums.add(count);
         }
-        self.given.push(frame);
-        Ok(Outcome::Given)
+        match missing {
+            Some(needs) if count == 0 => return Ok(Outcome::NoRoom(frame, needs)),
+            _ => self.given.push(frame),
+        }
+        self.is_spoilt = is_spoilt;
+        Ok(missing.map_or(Outcome::Given, Outcome::Partly))
     }
 
     /// Makes the checksum of a frame that has it left blank.
@@ -483,7 +570,7 @@ impl<P: Backend> Receive<P> {
             shared.stats.drops.count(Drop::Malformed, 1);
             return None;
         };
-        let mut head = [0; HEAD];
+        let mut head = [0; TAGGED_HEAD];
         let len = frame.head().len();
         let own = head.get_mut(..len)?;
         own.copy_from_slice(frame.head());
@@ -643,10 +730,11 @@ impl<P: Backend> Receive<P> {
 
     /// Copies what was planned, answers the buffers, and lets the frames go.
     fn finish(&mut self, shared: &Shared<P>) -> Result<(), QueueError> {
-        let mut bad = 0;
-        if !self.pieces.is_empty() {
-            bad = self.copy(shared)?;
-        }
+        let spoilt = std::mem::take(&mut self.is_spoilt).then_some(0);
+        let (mut bad, last_bad) = match self.pieces.is_empty() {
+            true => (u64::from(spoilt.is_some()), spoilt),
+            false => self.copy(shared, spoilt)?,
+        };
         for response in &self.responses {
             let pushed = self.ring.push(response);
             debug_assert!(
@@ -657,6 +745,21 @@ impl<P: Backend> Receive<P> {
         let stats = &shared.stats;
         stats.rx.slots.add(self.responses.len() as u64);
         stats.rx.batches.add(1);
+        if let Some(behind) = &mut self.behind {
+            behind.used += self.responses.len();
+        }
+        if std::mem::take(&mut self.is_partly_given)
+            && let Some(frame) = self.given.pop()
+        {
+            self.waiting.push_front(frame);
+            if last_bad == Some(self.given.len())
+                && let Some(cutting) = &mut self.cutting
+            {
+                // It counts when it is through.
+                bad -= 1;
+                cutting.is_spoilt = true;
+            }
+        }
         stats.rx.packets.add(self.given.len() as u64 - bad);
         if bad > 0 {
             stats.drops.count(Drop::BadGrant, bad);
@@ -668,8 +771,13 @@ impl<P: Backend> Receive<P> {
         Ok(())
     }
 
-    /// Copies what was planned. How many frames the guest's buffers could not take.
-    fn copy(&mut self, shared: &Shared<P>) -> Result<u64, QueueError> {
+    /// Copies what was planned. How many frames the guest's buffers could not take, `spoilt`
+    /// included, and the last of them.
+    fn copy(
+        &mut self,
+        shared: &Shared<P>,
+        spoilt: Option<usize>,
+    ) -> Result<(u64, Option<usize>), QueueError> {
         let mut ops = emptied(std::mem::take(&mut self.ops));
         let scratch = &self.scratch;
         for piece in &self.pieces {
@@ -694,7 +802,7 @@ impl<P: Backend> Receive<P> {
         }
         shared.place.copy(&mut ops).map_err(QueueError::Copy)?;
         shared.stats.copies.add(ops.len() as u64);
-        let (mut bad, mut last) = (0, None);
+        let (mut bad, mut last) = (u64::from(spoilt.is_some()), spoilt);
         for (op, piece) in ops.iter().zip(&self.pieces) {
             if op.status == GrantStatus::OKAY || self.copy_again(piece, shared)? {
                 continue;
@@ -717,7 +825,7 @@ impl<P: Backend> Receive<P> {
         }
         self.ops = emptied(ops);
         self.pieces.clear();
-        Ok(bad)
+        Ok((bad, last))
     }
 
     /// Tries a copy that failed once more, from a page of ours if it was from a sender's that took

@@ -265,6 +265,13 @@ impl<P: Backend> Transmit<P> {
         self.out = out;
     }
 
+    /// Gives up what was taken in a batch that came to no end; how many frames that were.
+    pub(super) fn abandon(&mut self, pool: &mut Pool<P>) -> u64 {
+        let frames = self.out.len() as u64;
+        self.out.drain(..).for_each(|frame| pool.recycle(frame));
+        frames
+    }
+
     /// Lets the frontend see the answers. Whether it wants to be told.
     pub(super) fn publish(&mut self) -> bool {
         self.ring.publish()

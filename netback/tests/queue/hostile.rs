@@ -423,3 +423,22 @@ fn a_guest_that_dies_takes_nothing_with_it() {
     guest.stop().unwrap();
     assert_eq!(pool.lent() - usize::from(pool.collect(|_| {})), 0);
 }
+
+#[test]
+fn a_ring_that_breaks_behind_good_packets_ends_the_device_all_the_same() {
+    for mapped in [false, true] {
+        let world = World::new();
+        let (mut guest, _) = world.seen(&Options::default());
+        if mapped {
+            guest.keep_mapped(0..8);
+        }
+        for page in 1..4 {
+            guest.write(page, 0, &pattern(2000, 1));
+            guest.slot(page, page as u16, 0, 2000, NONE);
+        }
+        guest.slot(4, 4, 0, 2000, MORE);
+        guest.publish_tx();
+        assert!(matches!(guest.ended(), QueueError::Transmit(Broken::Cut)));
+        assert_eq!(guest.stats.drops.of(Why::Gone), 3);
+    }
+}

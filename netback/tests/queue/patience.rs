@@ -142,3 +142,52 @@ fn a_guest_that_posts_and_never_takes_stalls_itself_alone() {
     });
     guest.stop().unwrap();
 }
+
+#[test]
+fn a_frame_that_was_dropped_after_all_is_not_waited_for() {
+    let world = World::new();
+    let (mut guest, _) = world.seen(&patience(true, true, true));
+    let mut pool = world.pool();
+    guest.deliver(frame(&mut pool, &pattern(9000, 0), 256));
+    until("it is stalled", || guest.stats.stalled.get() == 1);
+    // Too few for what was dropped, enough for what comes.
+    guest.post(1);
+    guest.publish_rx();
+    until("it has recovered", || guest.stats.stalled.get() == 0);
+    guest.deliver(frame(&mut pool, &pattern(60, 3), 256));
+    assert_eq!(guest.receive().0, pattern(60, 3));
+    guest.stop().unwrap();
+}
+
+/// Otherwise it would keep hundreds of frames of somebody who has others to talk to as well.
+#[test]
+fn a_receiver_that_posts_buffers_one_by_one_does_not_keep_its_senders_memory() {
+    let world = World::new();
+    let aside = Duration::from_millis(50);
+    let (mut guest, _) = world.seen(&Options {
+        patience: Patience {
+            aside,
+            drain: LONG,
+            stall: LONG,
+        },
+        ..Options::default()
+    });
+    let mut pool = world.pool();
+    const FRAMES: usize = 100;
+    for n in 0..FRAMES {
+        guest.deliver(frame(&mut pool, &pattern(1000, n as u8), 256));
+    }
+    // Always one, before patience is lost that it posts any.
+    let mut got = 0;
+    while pool.lent() > 0 {
+        guest.post(0);
+        guest.publish_rx();
+        assert_eq!(guest.receive().0, pattern(1000, got as u8));
+        got += 1;
+        assert!(got < FRAMES, "it kept them until it had them");
+        std::thread::sleep(aside / 20);
+        pool.collect(|_| {});
+    }
+    assert!(guest.stats.set_aside.get() > 0);
+    guest.stop().unwrap();
+}

@@ -1,17 +1,19 @@
 //! Into the guest.
 
 use std::num::NonZeroU16;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use parapet_hypervisor::seam::prelude::*;
 use parapet_netback::drops::Drop as Why;
 use parapet_netback::rx::{GsoForm, Receives};
 use parapet_netback::tx::Group;
 use parapet_packet::headers::Headers;
 use parapet_packet::{Checksum, Gso, GsoKind, Mac, Offloads};
-use parapet_xen_sys::io::netif::{RxFlags, RxResponse, Status, TxFlags};
+use parapet_ring::{Front, Own};
+use parapet_xen_sys::io::netif::{RxFlags, RxResponse, Status, TxFlags, TxRequest};
 
 use crate::world::{
-    ALL, Guest, Net, Options, PAGES, Plug, World, frame, is_intact, pattern, tcp, until,
+    ALL, Busy, Guest, Net, Options, PAGES, Plug, World, frame, is_intact, pattern, tcp, until,
 };
 
 const BLANK: Offloads = Offloads {
@@ -376,4 +378,142 @@ fn a_queue_that_looks_busily_does_the_same() {
     }
     guest.stop().unwrap();
     assert_eq!(seen.lock().unwrap().len(), 50);
+}
+
+#[test]
+fn a_packet_is_cut_for_one_who_never_posts_as_many_buffers_as_it_has_segments() {
+    for mapped in [false, true] {
+        let world = World::new();
+        let receives = Receives {
+            gso_v4: GsoForm::None,
+            blank_v4: false,
+            scatter: false,
+            ..ALL
+        };
+        let (mut guest, _) = world.seen(&Options {
+            receives,
+            ..Options::default()
+        });
+        if mapped {
+            guest.keep_mapped(0..PAGES);
+        }
+        let mut pool = world.pool();
+        let payload = pattern(20_000, 7);
+        let mut large = frame(&mut pool, &tcp(false, &payload), 250);
+        large.set_offloads(to_cut(GsoKind::TcpV4, 1400));
+        guest.deliver(large);
+        guest.deliver(frame(&mut pool, &pattern(60, 1), 256));
+        let mut together: Vec<u8> = Vec::new();
+        while together.len() < payload.len() {
+            for page in 0..4 {
+                guest.post(page);
+            }
+            guest.publish_rx();
+            for _ in 0..4 {
+                let (packet, _, _) = guest.receive();
+                if packet == pattern(60, 1) {
+                    break;
+                }
+                assert!(is_intact(&packet));
+                together.extend(&packet[54..]);
+            }
+        }
+        assert!(together == payload);
+        guest.stop().unwrap();
+        assert_eq!(guest.stats.segments.get(), 15);
+        assert_eq!(guest.stats.rx.packets.get(), 2);
+        assert_eq!(guest.stats.drops.total(), 0);
+        pool.collect(|_| {});
+        assert_eq!(pool.lent(), 0);
+    }
+}
+
+#[test]
+fn a_packet_some_segments_of_which_met_bad_buffers_is_dropped_once() {
+    let world = World::new();
+    let receives = Receives {
+        gso_v4: GsoForm::None,
+        ..ALL
+    };
+    let (mut guest, _) = world.seen(&Options {
+        receives,
+        ..Options::default()
+    });
+    let mut pool = world.pool();
+    let mut large = frame(&mut pool, &tcp(false, &pattern(4000, 7)), 250);
+    large.set_offloads(to_cut(GsoKind::TcpV4, 1000));
+    guest.deliver(large);
+    for round in 0..4 {
+        match round % 2 {
+            0 => guest.post_gref(0, parapet_xen_sys::GrantRef(99_999)),
+            _ => guest.post(0),
+        }
+        guest.publish_rx();
+        let answer: RxResponse = zerocopy::transmute!(guest.receive_slot());
+        assert_eq!(answer.status > 0, round % 2 == 1);
+    }
+    guest.stop().unwrap();
+    assert_eq!(guest.stats.drops.of(Why::BadGrant), 1);
+    assert_eq!(guest.stats.drops.total() + guest.stats.rx.packets.get(), 1);
+}
+
+#[test]
+fn a_tag_pushed_into_a_full_head_is_no_reason_to_lose_the_packet() {
+    let world = World::new();
+    let receives = Receives {
+        gso_v4: GsoForm::None,
+        blank_v4: false,
+        ..ALL
+    };
+    let (mut guest, _) = world.seen(&Options {
+        receives,
+        ..Options::default()
+    });
+    let mut pool = world.pool();
+    guest.post_all();
+    for offloads in [BLANK, to_cut(GsoKind::TcpV4, 1000)] {
+        let mut tagged = frame(&mut pool, &tcp(false, &pattern(1000, 3)), 256);
+        tagged.set_offloads(offloads);
+        tagged.push_tag(5).unwrap();
+        guest.deliver(tagged);
+        let (received, _, _) = guest.receive();
+        assert!(is_intact(&received));
+        assert_eq!(
+            Headers::parse(&received, received.len()).unwrap().vlan,
+            Some(5)
+        );
+    }
+    guest.stop().unwrap();
+}
+
+#[test]
+fn a_port_has_its_turn_while_the_guest_sends_without_end() {
+    let world = World::new();
+    let busy = Arc::<Mutex<Busy>>::default();
+    let mut guest = world.guest(Net::Busy(Arc::clone(&busy)), &Options::default());
+    let mut pool = world.pool();
+    guest.post_all();
+    guest.write(0, 0, &pattern(60, 1));
+    for _ in 0..128 {
+        guest.slot(0, 0, 0, 60, TxFlags::empty());
+    }
+    let slot = zerocopy::transmute!(TxRequest {
+        gref: guest.refs[0],
+        size: 60,
+        ..Default::default()
+    });
+    // The guest has no ring any more.
+    let other = Front::new(Own(guest.domain.allocate(1).unwrap())).unwrap();
+    let mut ring = std::mem::replace(&mut guest.tx, other);
+    let _: bool = ring.publish();
+    busy.lock().unwrap().ring = Some((ring, slot));
+    guest.tx_channel.notify();
+    until("it sends", || guest.stats.tx.packets.get() > 10_000);
+    let frame = frame(&mut pool, &pattern(60, 1), 256);
+    busy.lock().unwrap().frames.push(frame);
+    until("it gets what there is for it", || {
+        guest.stats.rx.packets.get() == 1
+    });
+    busy.lock().unwrap().ring = None;
+    guest.stop().unwrap();
 }

@@ -72,6 +72,19 @@ pub(crate) enum Net {
     Keep(Arc<Mutex<Vec<Frame<Domain>>>>),
     /// The endpoint of another vif.
     Cable(Arc<Endpoint<Domain>>),
+    /// Somebody who has frames for the guest, and lets it have more to send whenever it sends.
+    Busy(Arc<Mutex<Busy>>),
+}
+
+/// A guest's transmit ring.
+pub(crate) type TxRing = Front<Own<loopback::Pages>, TxSlot, TxResponse>;
+
+/// See [`Net::Busy`].
+#[derive(Default)]
+pub(crate) struct Busy {
+    pub(crate) frames: Vec<Frame<Domain>>,
+    /// The guest's transmit ring, and the slot that goes into it for each answer.
+    pub(crate) ring: Option<(TxRing, TxSlot)>,
 }
 
 impl Port<Domain> for Net {
@@ -79,6 +92,14 @@ impl Port<Domain> for Net {
         match self {
             Net::Sink(seen) => seen.lock().unwrap().extend(frames.iter().map(Seen::of)),
             Net::Keep(kept) => kept.lock().unwrap().append(frames),
+            Net::Busy(busy) => {
+                if let Some((ring, slot)) = &mut busy.lock().unwrap().ring {
+                    while ring.take().unwrap().is_some() {
+                        ring.push(slot).unwrap();
+                    }
+                    let _: bool = ring.publish();
+                }
+            }
             Net::Cable(endpoint) => {
                 for frame in frames.drain(..) {
                     match endpoint.deliver(0, frame) {
@@ -93,10 +114,19 @@ impl Port<Domain> for Net {
     fn poll_receive(
         &mut self,
         _: &mut Context<'_>,
-        _: &mut Vec<Frame<Domain>>,
+        into: &mut Vec<Frame<Domain>>,
         _: usize,
     ) -> Poll<io::Result<()>> {
-        Poll::Pending
+        match self {
+            Net::Busy(busy) => match busy.lock().unwrap().frames.pop() {
+                Some(frame) => {
+                    into.push(frame);
+                    Poll::Ready(Ok(()))
+                }
+                None => Poll::Pending,
+            },
+            _ => Poll::Pending,
+        }
     }
 
     fn is_quiet(&self) -> bool {
@@ -155,7 +185,7 @@ pub(crate) const PAGES: usize = 64;
 
 /// A guest with one queue of a vif.
 pub(crate) struct Guest {
-    pub(crate) tx: Front<Own<loopback::Pages>, TxSlot, TxResponse>,
+    pub(crate) tx: TxRing,
     pub(crate) tx_memory: loopback::Pages,
     pub(crate) rx: Front<Own<loopback::Pages>, RxSlot, RxSlot>,
     pub(crate) rx_memory: loopback::Pages,

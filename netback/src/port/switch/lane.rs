@@ -305,7 +305,8 @@ impl<P: Seam> Lane<P> {
         // At most as many as there are slots.
         let slots = self.members.len() as Slot;
         let receivers = (0..slots).filter(|&slot| self.reaches(slot, vlan)).count();
-        let share = usize::from(COPIES).div_ceil(receivers.max(1)).max(4);
+        let share = |all: u16| usize::from(all).div_ceil(receivers.max(1));
+        let share = (share(COPIES).max(4), share(COPY_PAGES));
         let (mut left, mut got, mut last) = (receivers, false, Drop::NoWay);
         let mut frame = Some(frame);
         for slot in 0..slots {
@@ -375,13 +376,14 @@ impl<P: Seam> Default for Copies<P> {
 }
 
 impl<P: Seam> Copies<P> {
-    /// A copy of a frame for the receiver with that number, which may have `share` of them.
+    /// A copy of a frame for the receiver with that number, which may have so many copies, and
+    /// pages of these: more only in a single one.
     fn of(
         &mut self,
         place: &P,
         frame: &Frame<P>,
         slot: Slot,
-        share: usize,
+        (most, most_pages): (usize, usize),
     ) -> Result<Frame<P>, Drop> {
         let pool = match &mut self.pool {
             Some(pool) => pool,
@@ -408,7 +410,8 @@ impl<P: Seam> Copies<P> {
         // A frame is shorter than 64 KiB.
         let pages = body.div_ceil(PAGE_SIZE) as u16;
         let (copies, of_these) = &mut held[index];
-        if usize::from(*copies) >= share || *of_these + pages > COPY_PAGES / 2 {
+        let has_pages = *of_these > 0 && usize::from(*of_these + pages) > most_pages;
+        if usize::from(*copies) >= most || (has_pages && pages > 0) {
             return Err(Drop::ReceiverFull);
         }
         if pool.free_pages() < usize::from(pages) {

@@ -213,6 +213,8 @@ impl Table {
             let fresh = station.silence(now) < self.memory.age;
             if station.slot == slot {
                 station.hear(now);
+                // Others may have looked for it in vain.
+                self.changes += u64::from(!fresh);
                 return Learned::Here(Arc::clone(station));
             }
             if fresh && self.is_uplink(station.slot) && !self.is_uplink(slot) {
@@ -343,6 +345,21 @@ mod tests {
         assert_eq!(slot(&table, place(1), 300), None);
         station.hear(at(200));
         assert_eq!(slot(&table, place(1), 300), Some(0));
+    }
+
+    #[test]
+    fn one_that_was_forgotten_and_speaks_again_is_news() {
+        let mut table = table(Memory::default());
+        table.learn(place(1), 0, at(0));
+        assert_eq!(slot(&table, place(1), 300), None);
+        let before = table.changes();
+        table.learn(place(1), 0, at(301));
+        assert_eq!(slot(&table, place(1), 302), Some(0));
+        // Who did not find it has to look once more.
+        assert_ne!(table.changes(), before);
+        let before = table.changes();
+        table.learn(place(1), 0, at(303));
+        assert_eq!(table.changes(), before);
     }
 
     #[test]

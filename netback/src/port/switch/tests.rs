@@ -354,6 +354,23 @@ fn a_receiver_that_takes_nothing_costs_the_others_nothing() {
 }
 
 #[test]
+fn receivers_that_take_nothing_leave_pages_for_those_that_do() {
+    let world = World::new();
+    let mut a = world.guest(1);
+    let slow = [world.guest(2), world.guest(3)];
+    let others = [world.guest(4), world.guest(5)];
+    for _ in 0..100 {
+        a.send(BROADCAST, &[0x88; 1000]);
+        for other in &others {
+            assert_eq!(other.got().len(), 1);
+        }
+    }
+    for slow in slow {
+        assert!(!slow.got_nothing());
+    }
+}
+
+#[test]
 fn what_finds_no_room_is_counted() {
     let world = World::new();
     let (mut a, b) = (world.guest(1), world.guest(2));
