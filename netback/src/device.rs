@@ -46,6 +46,10 @@ use crate::report::{About, VifStats};
 use crate::statics::Orders;
 use crate::steering::Steering;
 
+/// How long a queue may look for frames where the frontend runs on another processor: longer than
+/// two wake-ups across processors of a virtual machine, or it would never find any there.
+pub const POLL: Duration = Duration::from_micros(100);
+
 /// How all vifs are served.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -139,12 +143,21 @@ impl<P: seam::Backend> Vifs<P> {
         Vifs { options, network }
     }
 
-    /// Gives a vif its place on the network. `named` says whether it has its name by that.
-    fn plug(&self, device: &Device<P>, orders: &Values, named: bool) -> Result<Opened<P>, Error> {
+    /// Gives a vif its place on the network. `scripted` says whether a script does the rest.
+    fn plug(
+        &self,
+        device: &Device<P>,
+        orders: &Values,
+        scripted: bool,
+    ) -> Result<Opened<P>, Error> {
         let DeviceId { frontend, number } = device.id();
         let assignment = Assignment::parse(|key| orders.get(key))?;
-        let vif = assignment.vif(frontend, number, named);
-        let socket = self.network.plug(&vif).map_err(NoVif::Plug)?;
+        let vif = assignment.vif(frontend, number, !scripted);
+        let socket = match scripted {
+            true => self.network.plug_for_script(&vif),
+            false => self.network.plug(&vif),
+        };
+        let socket = socket.map_err(NoVif::Plug)?;
         log::info!(
             "vif {}: {} has the address {}{}",
             device.id(),
@@ -350,7 +363,7 @@ impl<P: seam::Backend> Kind for Vifs<P> {
     }
 
     async fn open(&self, device: &Device<P>, orders: &Values) -> Result<Opened<P>, Error> {
-        self.plug(device, orders, !device.is_scripted(orders))
+        self.plug(device, orders, device.is_scripted(orders))
     }
 
     fn offer(&self, _: &Opened<P>) -> Vec<(&'static str, String)> {
@@ -428,8 +441,8 @@ impl<P: seam::Backend> Kind for Vifs<P> {
         if answer.control.is_some() {
             return Err(NoVif::Control.into());
         }
-        // No script runs now that could give it its name.
-        let mut opened = self.plug(device, orders, true)?;
+        // It ran before us.
+        let mut opened = self.plug(device, orders, false)?;
         let joined = self.join(device, end, &answer, &mut opened, Rings::Left);
         let (queues, connection) = joined.await?;
         Ok(Some(Recovered {

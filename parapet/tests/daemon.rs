@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use parapet::config::GuestConfig;
-use parapet::daemon::blkback::{NAME, State, Status};
+use parapet::daemon::State;
+use parapet::daemon::blkback::{NAME, Status};
 use parapet::daemon::{Lock, StatusSocket};
 use parapet::host::Host;
 use parapet_hypervisor::seam::Identity;

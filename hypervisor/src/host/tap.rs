@@ -196,7 +196,10 @@ impl Tap {
         if !self.device.multi_queue {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let name = self.device.name;
+        // Somebody may have given it another name.
+        let mut request = Request::new(self.device.name);
+        request.make(self.file.as_fd(), libc::TUNGETIFF)?;
+        let name = request.name;
         let (file, _) = match &self.device.namespace {
             Some(namespace) => in_network_namespace(namespace, move || attach(name, true))??,
             None => attach(name, true)?,

@@ -58,6 +58,15 @@ pub trait Network<P: Grants>: Send + Sync + 'static {
     /// # Errors
     /// The host does not give what it takes.
     fn plug(&self, vif: &Vif) -> io::Result<Box<dyn Socket<P>>>;
+
+    /// The same for a vif that a toolstack's script is going to name, to switch on and to join to
+    /// what it is to be on, as far as that is done on the host.
+    ///
+    /// # Errors
+    /// The same.
+    fn plug_for_script(&self, vif: &Vif) -> io::Result<Box<dyn Socket<P>>> {
+        self.plug(vif)
+    }
 }
 
 /// A vif's place on a network. Dropping it unplugs the vif.

@@ -82,8 +82,9 @@ impl<P> TapNetwork<P> {
     }
 }
 
-impl<P: Backend> Network<P> for TapNetwork<P> {
-    fn plug(&self, vif: &Vif) -> io::Result<Box<dyn Socket<P>>> {
+impl<P: Backend> TapNetwork<P> {
+    /// Makes a vif's device, which is not switched on.
+    fn make(&self, vif: &Vif) -> io::Result<Device<P>> {
         let guard =
             Guard::of(vif).map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
         let tap = match &self.namespace {
@@ -93,6 +94,19 @@ impl<P: Backend> Network<P> for TapNetwork<P> {
         tap.set_carrier(false)?;
         tap.set_mac(HOST_MAC)?;
         tap.set_mtu(vif.mtu)?;
+        let device = Device::new(self.place.clone(), tap)?;
+        Ok(Device {
+            guard,
+            drops: Arc::clone(&self.drops),
+            ..device
+        })
+    }
+}
+
+impl<P: Backend> Network<P> for TapNetwork<P> {
+    fn plug(&self, vif: &Vif) -> io::Result<Box<dyn Socket<P>>> {
+        let device = self.make(vif)?;
+        let tap = &device.tap;
         if let Some(bridge) = vif.bridge.as_ref().or(self.bridge.as_ref()) {
             tap.join_bridge(bridge).map_err(|error| {
                 io::Error::new(error.kind(), format!("bridge {bridge}: {error}"))
@@ -102,12 +116,11 @@ impl<P: Backend> Network<P> for TapNetwork<P> {
             }
         }
         tap.set_up(true)?;
-        let device = Device::new(self.place.clone(), tap)?;
-        Ok(Box::new(Device {
-            guard,
-            drops: Arc::clone(&self.drops),
-            ..device
-        }))
+        Ok(Box::new(device))
+    }
+
+    fn plug_for_script(&self, vif: &Vif) -> io::Result<Box<dyn Socket<P>>> {
+        Ok(Box::new(self.make(vif)?))
     }
 }
 

@@ -4,12 +4,13 @@ use std::fmt::{self, Write};
 
 use parapet_blkback::image::{Access, SECTOR_SIZE};
 use parapet_blkback::negotiation::Rates;
-use parapet_blkback::report::{self, Report, Stage};
+use parapet_blkback::report::{self, Report};
 use parapet_blkback::stats::Kind;
 use parapet_blkfront::vdev::Vdev;
 use parapet_xen_sys::DomId;
 use serde::{Deserialize, Serialize};
 
+use super::State;
 use crate::report::lines;
 
 /// The daemon's name: of its program, its lock and its socket.
@@ -75,22 +76,6 @@ pub struct VbdStatus {
     pub maps: u64,
     /// Pages of the frontend that stay mapped, as of now.
     pub persistent_pages: u64,
-}
-
-/// How far a vbd is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Its image is being opened.
-    Opening,
-    /// It waits for its frontend, or for the toolstack's script.
-    Waiting,
-    /// It is served.
-    Connected,
-    /// It is served no more, and still there.
-    Closed,
-    /// It is gone.
-    Ended,
 }
 
 /// What was agreed on with a frontend.
@@ -194,30 +179,6 @@ impl VbdStatus {
         let kinds = [self.reads, self.writes, self.flushes, self.discards];
         let failed: u64 = kinds.iter().map(|kind| kind.errors).sum();
         failed.saturating_add(self.refused)
-    }
-}
-
-impl From<Stage> for State {
-    fn from(stage: Stage) -> Self {
-        match stage {
-            Stage::Opening => State::Opening,
-            Stage::Waiting => State::Waiting,
-            Stage::Connected => State::Connected,
-            Stage::Closed => State::Closed,
-            Stage::Ended => State::Ended,
-        }
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            State::Opening => "opening",
-            State::Waiting => "waiting",
-            State::Connected => "connected",
-            State::Closed => "closed",
-            State::Ended => "ended",
-        })
     }
 }
 

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use parapet::daemon::blkback::{NAME, Status};
-use parapet::daemon::{End, Failure, Lock, StatusSocket, ending, raise_open_files};
+use parapet::daemon::{
+    End, Failure, KernelBackend, Lock, NotReady, StatusSocket, ending, place, raise_open_files,
+    store,
+};
 use parapet_blkback::device::{Disks, Options};
 use parapet_blkback::report::{Reports, Stage};
 use parapet_blkback::service::Service;
-use parapet_hypervisor::seam::{Clock, Identity, Tasks};
+use parapet_hypervisor::seam::{Identity, Tasks};
 
-use crate::ready::{self, NotReady};
+use crate::ready;
 
 /// What the command line chose.
 pub(crate) struct Settings {
@@ -22,22 +25,19 @@ pub(crate) struct Settings {
     pub(crate) queues: u32,
 }
 
-impl From<NotReady> for Failure {
-    fn from(reason: NotReady) -> Self {
-        Failure::NotReady(reason.into())
-    }
-}
-
-/// How often to look for another backend.
-const LOOK: Duration = Duration::from_secs(5);
+/// Linux's own.
+const KERNEL: KernelBackend = KernelBackend {
+    kind: "vbd",
+    module: "xen-blkback",
+};
 
 /// Serves until a signal comes.
 pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
-    let place = ready::place()?;
-    ready::no_kernel_backend(Path::new("/sys"))?;
+    let place = place()?;
+    KERNEL.refuse(Path::new("/sys"))?;
     let _lock = Lock::take(&settings.run_dir, NAME).map_err(NotReady::from)?;
     raise_open_files();
-    let store = ready::store(&place)?;
+    let store = store(&place)?;
 
     let domid = place.domid();
     // The other half is for what is mapped for a request alone, and for all else.
@@ -60,7 +60,7 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
 
     let (ending, work) = ending()?;
     place.spawn(async move { work.done(service.run().await) });
-    place.spawn(watch_for_kernel_backend(place.clone()));
+    place.spawn(KERNEL.watch(place.clone()));
     log::info!("serves the disks of domain {domid}'s guests");
     match ending.wait() {
         End::Signal(signal) => {
@@ -74,19 +74,6 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         End::Done(Ok(())) | End::Lost => {
             Err(Failure::Failed(anyhow!("the service of disks has ended")))
         }
-    }
-}
-
-/// Says so if somebody loads the kernel's backend while we run.
-async fn watch_for_kernel_backend(place: impl Clock) {
-    let mut there = false;
-    loop {
-        place.sleep(LOOK).await;
-        let found = ready::no_kernel_backend(Path::new("/sys"));
-        if let (false, Err(error)) = (there, &found) {
-            log::error!("{error}");
-        }
-        there = found.is_err();
     }
 }
 

@@ -1,0 +1,106 @@
+//! The daemon's life.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use parapet::daemon::netback::{NAME, Status};
+use parapet::daemon::{
+    End, Failure, KernelBackend, Lock, NotReady, StatusSocket, ending, place, raise_open_files,
+    store,
+};
+use parapet_hypervisor::seam::{Identity, Tasks};
+use parapet_hypervisor::xen::Xen;
+use parapet_netback::device::{Options, Vifs};
+use parapet_netback::port::Network;
+use parapet_netback::port::switch::Switch;
+use parapet_netback::port::tap::TapNetwork;
+use parapet_netback::report::{Reports, Stage};
+use parapet_netback::service::Service;
+
+/// What the command line chose.
+pub(crate) struct Settings {
+    pub(crate) run_dir: PathBuf,
+    pub(crate) network: Kind,
+    pub(crate) options: Options,
+}
+
+/// What vifs are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Kind {
+    /// A TAP device for each vif, called vifDOMAIN.NUMBER, which the script of xl joins to the
+    /// bridge that the vif names.
+    Bridged,
+    /// A switch within the daemon, on which guests reach each other and nobody else.
+    Isolated,
+}
+
+/// Linux's own.
+const KERNEL: KernelBackend = KernelBackend {
+    kind: "vif",
+    module: "xen-netback",
+};
+
+fn network(place: &Xen, kind: Kind) -> Arc<dyn Network<Xen>> {
+    match kind {
+        Kind::Bridged => Arc::new(TapNetwork::new(place.clone())),
+        Kind::Isolated => Arc::new(Switch::new(place.clone())),
+    }
+}
+
+/// Serves until a signal comes.
+pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
+    let place = place()?;
+    KERNEL.refuse(Path::new("/sys"))?;
+    let _lock = Lock::take(&settings.run_dir, NAME).map_err(NotReady::from)?;
+    raise_open_files();
+    let store = store(&place)?;
+
+    let domid = place.domid();
+    let vifs = Vifs::new(settings.options, network(&place, settings.network));
+    let service = Service::new(place.clone(), store, vifs);
+    let reports = service.reports();
+    let _socket = StatusSocket::open(&settings.run_dir, NAME, {
+        let reports = reports.clone();
+        move || Status::new(domid, &reports.all())
+    })
+    .map_err(NotReady::Socket)?;
+
+    let (ending, work) = ending()?;
+    place.spawn(async move { work.done(service.run().await) });
+    place.spawn(KERNEL.watch(place.clone()));
+    log::info!("serves the vifs of domain {domid}'s guests");
+    match ending.wait() {
+        End::Signal(signal) => {
+            log::info!("stopped by {signal}, {}", in_use(&reports));
+            Ok(())
+        }
+        End::Done(Err(error)) => {
+            let error = anyhow!(error).context("without a xenstore no vif can be served");
+            Err(Failure::Failed(error))
+        }
+        End::Done(Ok(())) | End::Lost => {
+            Err(Failure::Failed(anyhow!("the service of vifs has ended")))
+        }
+    }
+}
+
+/// What the end of the daemon means for guests.
+fn in_use(reports: &Reports) -> String {
+    let reports = reports.all();
+    let connected = reports
+        .iter()
+        .filter(|report| report.stage == Stage::Connected);
+    let names: Vec<String> = connected.map(|report| report.device.to_string()).collect();
+    match names.as_slice() {
+        [] => "with no vif in use".into(),
+        names => format!(
+            "with {} in use ({}), which stand still until the next daemon",
+            match names.len() {
+                1 => "1 vif".into(),
+                several => format!("{several} vifs"),
+            },
+            names.join(", ")
+        ),
+    }
+}
