@@ -50,6 +50,9 @@ use crate::steering::Steering;
 /// two wake-ups across processors of a virtual machine, or it would never find any there.
 pub const POLL: Duration = Duration::from_micros(100);
 
+/// The script of a vif whose interface is to be named, switched on and joined to its bridge by us.
+pub const OUR_SCRIPT: &str = "vif-parapet";
+
 /// How all vifs are served.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -285,6 +288,12 @@ impl<P: seam::Backend> Vifs<P> {
     }
 }
 
+/// Whether the script is Parapet's own, which leaves everything to us.
+fn is_our_script(orders: &Values) -> bool {
+    let script = orders.get("script").unwrap_or_default();
+    script == OUR_SCRIPT || script.ends_with(&format!("/{OUR_SCRIPT}"))
+}
+
 /// Maps the page of a ring.
 fn map<P: seam::Backend>(
     place: &P,
@@ -363,7 +372,8 @@ impl<P: seam::Backend> Kind for Vifs<P> {
     }
 
     async fn open(&self, device: &Device<P>, orders: &Values) -> Result<Opened<P>, Error> {
-        self.plug(device, orders, device.is_scripted(orders))
+        let scripted = device.is_scripted(orders) && !is_our_script(orders);
+        self.plug(device, orders, scripted)
     }
 
     fn offer(&self, _: &Opened<P>) -> Vec<(&'static str, String)> {

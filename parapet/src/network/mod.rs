@@ -116,22 +116,35 @@ impl<P: Backend> Named<P> {
     }
 }
 
-impl<P: Backend> Network<P> for Networks<P> {
-    fn plug(&self, vif: &Vif) -> io::Result<Box<dyn Socket<P>>> {
+impl<P: Backend> Networks<P> {
+    /// Where a vif is to be plugged in, and what is to be known of it there.
+    fn of<'a>(&'a self, vif: &Vif) -> (&'a dyn Network<P>, Vif) {
         let bridge = vif.bridge.as_deref().unwrap_or(&self.default);
         // A VLAN of a switch follows its name.
         let of_a_vlan = || self.named.get(bridge.rsplit_once('.')?.0);
         match self.named.get(bridge).or_else(of_a_vlan) {
-            Some(Named::Switched { switch, .. }) => switch.plug(vif),
+            Some(Named::Switched { switch, .. }) => (switch, vif.clone()),
             Some(Named::Bridged(network)) => {
                 // The name is the network's, and not that of a bridge.
                 let vif = Vif {
                     bridge: None,
                     ..vif.clone()
                 };
-                network.plug(&vif)
+                (network, vif)
             }
-            None => self.host.plug(vif),
+            None => (&self.host, vif.clone()),
         }
+    }
+}
+
+impl<P: Backend> Network<P> for Networks<P> {
+    fn plug(&self, vif: &Vif) -> io::Result<Box<dyn Socket<P>>> {
+        let (network, vif) = self.of(vif);
+        network.plug(&vif)
+    }
+
+    fn plug_for_script(&self, vif: &Vif) -> io::Result<Box<dyn Socket<P>>> {
+        let (network, vif) = self.of(vif);
+        network.plug_for_script(&vif)
     }
 }

@@ -8,11 +8,12 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use log::LevelFilter;
+use parapet::config::{NetworkConfig, NetworkKind, NotASubnet, Subnet};
 use parapet::daemon::netback::{NAME, Status};
 use parapet::daemon::{Failure, ask, completions, exit, level, manual, start_log};
 use parapet_netback::device::{Options, POLL};
 
-use crate::serve::{self, Kind, Settings};
+use crate::serve::{self, Settings};
 
 /// Serves the network interfaces of a Xen host's guests: plain `vif=` lines of xl, without the
 /// kernel's backend.
@@ -44,13 +45,17 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   parapet-netback                           serves vifs until it is stopped
-  parapet-netback --network isolated        lets guests reach each other, and nobody else
+  parapet-netback --network lan=isolated    with a network for vifs that say bridge=lan
+  parapet-netback --network out=nat:192.168.77.0/24
   parapet-netback --log debug               says what guests do wrong, too
   parapet-netback status                    what each vif does, as a table
   parapet-netback status --json | jq '.vifs[] | select(.state == \"connected\")'
 
-A guest's vif, in its xl.cfg; xl's own script vif-bridge joins its interface to the bridge:
-  vif = [ \"mac=00:16:3e:01:02:03, bridge=xenbr0, rate=100Mb/s\" ]
+A guest's vifs, in its xl.cfg. By default xl's own script, vif-bridge, joins their interfaces to a
+bridge of the host's; with script=vif-parapet it is the daemon that does, and bridge= may name one of
+its own networks:
+  vif = [ \"mac=00:16:3e:01:02:03, bridge=xenbr0, rate=100Mb/s\",
+          \"mac=00:16:3e:01:02:04, bridge=lan, script=vif-parapet\" ]
 
 Exit status: 0 after SIGTERM or SIGINT; 1 after a failure; 2 if the host is not ready for it, with
 one line that says what to do.";
@@ -61,9 +66,13 @@ struct Serve {
     #[arg(long, value_name = "LEVEL", value_parser = level())]
     log: Option<LevelFilter>,
 
-    /// What vifs are on.
-    #[arg(long, value_name = "KIND", value_enum, default_value_t = Kind::Bridged)]
-    network: Kind,
+    /// A network within the daemon, which vifs name as their bridge: KIND is isolated (its guests
+    /// reach each other, and nobody else) or nat:SUBNET (they also reach what the host does, which
+    /// gives them addresses). May be given several times; the first is that of vifs that name no
+    /// bridge. Any other bridge is one of the host's: such a vif is an interface there, called
+    /// vifDOMAIN.NUMBER.
+    #[arg(long = "network", value_name = "NAME=KIND", value_parser = network)]
+    networks: Vec<NetworkConfig>,
 
     /// How long a queue may look for frames before it sleeps, in microseconds: latency for processor
     /// time. It looks for less, or not at all, where that is of no use [default: 100; 0 if there is
@@ -75,6 +84,27 @@ struct Serve {
     /// as it likes [default: the number of processors, and at most 4].
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=64))]
     queues: Option<u32>,
+}
+
+/// A network, as `lan=isolated`.
+fn network(text: &str) -> Result<NetworkConfig, String> {
+    let (name, kind) = text.split_once('=').ok_or("write NAME=KIND")?;
+    if name.is_empty() {
+        return Err("the network needs a name".into());
+    }
+    let kind = match kind.split_once(':') {
+        None if kind == "isolated" => NetworkKind::Isolated,
+        None if kind == "nat" => NetworkKind::Nat(Subnet::DEFAULT),
+        Some(("nat", subnet)) => {
+            let subnet = subnet
+                .parse()
+                .map_err(|error: NotASubnet| error.to_string());
+            NetworkKind::Nat(subnet?)
+        }
+        _ => return Err("a network is isolated, nat or nat:SUBNET".into()),
+    };
+    let name = name.into();
+    Ok(NetworkConfig { name, kind })
 }
 
 #[derive(Debug, Subcommand)]
@@ -128,7 +158,7 @@ pub(crate) fn main() -> ExitCode {
             };
             serve::serve(&Settings {
                 run_dir: cli.run_dir,
-                network: cli.serve.network,
+                networks: cli.serve.networks,
                 options: Options {
                     poll: cli.serve.poll.map_or(poll, Duration::from_micros),
                     queues: cli.serve.queues.unwrap_or(queues),

@@ -4,35 +4,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::anyhow;
+use parapet::config::{NetworkConfig, NetworkKind};
 use parapet::daemon::netback::{NAME, Status};
 use parapet::daemon::{
     End, Failure, KernelBackend, Lock, NotReady, StatusSocket, ending, place, raise_open_files,
     store,
 };
+use parapet::network::Networks;
 use parapet_hypervisor::seam::{Identity, Tasks};
 use parapet_hypervisor::xen::Xen;
 use parapet_netback::device::{Options, Vifs};
-use parapet_netback::port::Network;
-use parapet_netback::port::switch::Switch;
-use parapet_netback::port::tap::TapNetwork;
 use parapet_netback::report::{Reports, Stage};
 use parapet_netback::service::Service;
 
 /// What the command line chose.
 pub(crate) struct Settings {
     pub(crate) run_dir: PathBuf,
-    pub(crate) network: Kind,
+    pub(crate) networks: Vec<NetworkConfig>,
     pub(crate) options: Options,
-}
-
-/// What vifs are on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Kind {
-    /// A TAP device for each vif, called vifDOMAIN.NUMBER, which the script of xl joins to the
-    /// bridge that the vif names.
-    Bridged,
-    /// A switch within the daemon, on which guests reach each other and nobody else.
-    Isolated,
 }
 
 /// Linux's own.
@@ -41,11 +30,20 @@ const KERNEL: KernelBackend = KernelBackend {
     module: "xen-netback",
 };
 
-fn network(place: &Xen, kind: Kind) -> Arc<dyn Network<Xen>> {
-    match kind {
-        Kind::Bridged => Arc::new(TapNetwork::new(place.clone())),
-        Kind::Isolated => Arc::new(Switch::new(place.clone())),
-    }
+/// The networks that vifs are on: those that are named, and the host's.
+fn networks(place: &Xen, configs: &[NetworkConfig]) -> Result<Networks<Xen>, Failure> {
+    // The name says nothing: a vif without a bridge is an interface that somebody sees to.
+    let host = [NetworkConfig {
+        name: String::new(),
+        kind: NetworkKind::Bridged { bridge: None },
+    }];
+    let configs = match configs {
+        [] => &host,
+        some => some,
+    };
+    Networks::start(place, configs).map_err(|(name, error)| {
+        Failure::NotReady(anyhow!(error).context(format!("network {name}")))
+    })
 }
 
 /// Serves until a signal comes.
@@ -57,7 +55,8 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     let store = store(&place)?;
 
     let domid = place.domid();
-    let vifs = Vifs::new(settings.options, network(&place, settings.network));
+    let networks = Arc::new(networks(&place, &settings.networks)?);
+    let vifs = Vifs::new(settings.options, networks);
     let service = Service::new(place.clone(), store, vifs);
     let reports = service.reports();
     let _socket = StatusSocket::open(&settings.run_dir, NAME, {
