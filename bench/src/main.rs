@@ -28,6 +28,7 @@ mod disk;
 mod machine;
 mod measure;
 mod neighbours;
+mod net;
 mod ours;
 mod peers;
 mod placement;
@@ -58,6 +59,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Bench {
     Blk(Blk),
+    Net(Net),
     Xenstore(Xenstore),
 }
 
@@ -110,6 +112,15 @@ struct Common {
     rounds: Option<u16>,
 }
 
+impl Common {
+    /// How long a sample is, and how many there are.
+    fn times(&self) -> (Duration, usize) {
+        let (seconds, rounds) = if self.quick { (0.1, 1) } else { (1.0, 5) };
+        let duration = self.seconds.unwrap_or(Duration::from_secs_f64(seconds));
+        (duration, self.rounds.unwrap_or(rounds).into())
+    }
+}
+
 const EXAMPLES: &str = "\
 Examples:
   parapet-bench blk                                    all rows, some five minutes
@@ -117,6 +128,25 @@ Examples:
   parapet-bench blk --only 'null/*' --json null.json   the null disk only, and JSON
   parapet-bench blk --only '*/qd1/*' --rounds 9        every row at queue depth 1
   parapet-bench blk --only 'file/*' --dir /mnt/nvme    the disk under /mnt/nvme";
+
+/// Network devices: frames to the back half, to TAP devices, and from guest to guest, beside
+/// testpmd, bare writes, and iperf3 over the kernel's own ways.
+///
+/// Every figure is a median over interleaved rounds. Only root makes the network namespaces that the
+/// rows with TAP devices want; without, they are left out, and the report says so.
+#[derive(Debug, Args)]
+#[command(after_help = NET_EXAMPLES)]
+struct Net {
+    #[command(flatten)]
+    common: Common,
+}
+
+const NET_EXAMPLES: &str = "\
+Examples:
+  parapet-bench net                                  all rows, some minutes
+  parapet-bench net --quick                          all rows, briefly
+  parapet-bench net --only 'front-to-back/*'         beside testpmd
+  parapet-bench net --only 'iperf3/*' --seconds 5    between two stacks of Linux";
 
 /// xenstored: ours beside Debian's C xenstored and oxenstored, over their sockets.
 ///
@@ -146,6 +176,7 @@ Examples:
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Bench::Blk(args) => blk(&args),
+        Bench::Net(args) => net(&args),
         Bench::Xenstore(args) => xenstore(&args),
     };
     match outcome {
@@ -167,6 +198,22 @@ fn blk(args: &Blk) -> Result<()> {
     output.publish(&blk::run(&options(args)?, &interrupted)?)
 }
 
+fn net(args: &Net) -> Result<()> {
+    let common = &args.common;
+    if common.list {
+        return list(&choose(net::rows(), &common.only)?);
+    }
+    let interrupted = interrupted()?;
+    let (duration, rounds) = common.times();
+    let options = net::Options {
+        only: common.only.clone(),
+        duration,
+        rounds,
+    };
+    let output = Output::open(common.json.as_deref())?;
+    output.publish(&net::run(&options, &interrupted)?)
+}
+
 fn xenstore(args: &Xenstore) -> Result<()> {
     if args.common.list {
         return list(&choose(
@@ -178,19 +225,12 @@ fn xenstore(args: &Xenstore) -> Result<()> {
     if let Some(operations) = args.soak {
         return xenstore::soak::run(operations, &interrupted);
     }
-    let (seconds, rounds) = if args.common.quick {
-        (0.1, 1)
-    } else {
-        (1.0, 5)
-    };
+    let (duration, rounds) = args.common.times();
     let options = xenstore::Options {
         only: args.common.only.clone(),
         quick: args.common.quick,
-        duration: args
-            .common
-            .seconds
-            .unwrap_or(Duration::from_secs_f64(seconds)),
-        rounds: args.common.rounds.unwrap_or(rounds).into(),
+        duration,
+        rounds,
     };
     let output = Output::open(args.common.json.as_deref())?;
     output.publish(&xenstore::run(&options, &interrupted)?)

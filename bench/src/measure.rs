@@ -43,6 +43,12 @@ pub(crate) enum Metric {
     CpuNsPerIo,
     NotificationsPerIo,
     Fairness,
+    /// Packets that came out at the other end.
+    PacketsPerS,
+    /// Bits of them, Ethernet headers included, in units of 10^9.
+    GbitPerS,
+    /// Of both sides together.
+    CpuNsPerPacket,
     /// Of a store: requests, transactions or events.
     OpsPerS,
     /// The server's alone.
@@ -63,7 +69,12 @@ impl Metric {
     pub(crate) fn higher_is_better(self) -> bool {
         matches!(
             self,
-            Metric::Iops | Metric::MbPerS | Metric::OpsPerS | Metric::Fairness
+            Metric::Iops
+                | Metric::MbPerS
+                | Metric::OpsPerS
+                | Metric::Fairness
+                | Metric::PacketsPerS
+                | Metric::GbitPerS
         )
     }
 }

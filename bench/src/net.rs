@@ -4,7 +4,6 @@
 //! in [`rows`]; what we aim at is in [`Row`].
 
 mod copying;
-mod frames;
 mod iperf;
 mod namespace;
 mod ours;

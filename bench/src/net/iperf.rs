@@ -44,6 +44,7 @@ pub(super) fn all() -> Result<Vec<Box<dyn Contender>>> {
     let own = std::env::current_exe()?;
     let parapet = own.with_file_name("parapet");
     Ok(vec![
+        Box::new(Iperf(Between::Parapet(parapet))),
         Box::new(Iperf(Between::Bridge)),
         Box::new(Iperf(Between::Veth)),
         Box::new(Iperf(Between::Nothing)),

@@ -1,11 +1,12 @@
 //! Writes to a TAP device, and nothing before them: no backend can give a host frames faster.
 
 use super::namespace::Namespace;
-use super::{Contender, Load, Row, Task, figures, frames};
+use super::{Contender, Load, Row, Task, figures};
 use crate::contender::Standing;
 use crate::measure::{CpuMeter, CpuScope, Figures};
 use crate::placement::{Placement, pin};
 use anyhow::{Result, bail};
+use parapet::load::frames;
 use parapet_hypervisor::host::{TAP_HEADER, Tap};
 use parapet_hypervisor::memory::Scratch;
 use parapet_packet::Mac;

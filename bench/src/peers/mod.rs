@@ -46,10 +46,10 @@ impl Program {
 
 /// A child process that is killed and waited for when this is dropped, whatever happened.
 #[derive(Debug)]
-struct Reaped(Child);
+pub(crate) struct Reaped(pub(crate) Child);
 
 impl Reaped {
-    fn spawn(command: &mut Command) -> Result<Self> {
+    pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         // In a group of its own, an interrupt from the terminal is for us alone, and we end it.
         command

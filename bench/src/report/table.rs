@@ -201,6 +201,9 @@ fn title(metric: Metric) -> &'static str {
         Metric::CpuNsPerIo => "CPU/IO",
         Metric::NotificationsPerIo => "notifications/IO",
         Metric::Fairness => "fairness",
+        Metric::PacketsPerS => "packets/s",
+        Metric::GbitPerS => "Gbit/s",
+        Metric::CpuNsPerPacket => "CPU/packet",
         Metric::OpsPerS => "operations/s",
         Metric::ServerCpuNsPerOp => "server's CPU/op",
         Metric::Seconds => "time",
@@ -217,14 +220,22 @@ fn show(metric: Metric, value: f64) -> String {
         Metric::Seconds => format!("{value:.2} s"),
         Metric::ResidentBeforeMib | Metric::ResidentMib => format!("{value:.1} MiB"),
         Metric::RemovalMs | Metric::HeldUpMs => format!("{value:.2} ms"),
-        Metric::Iops | Metric::OpsPerS if value >= 1e6 => format!("{:.2}M", value / 1e6),
-        Metric::Iops | Metric::OpsPerS if value >= 1e3 => format!("{:.1}k", value / 1e3),
-        Metric::Iops | Metric::OpsPerS | Metric::MbPerS => format!("{value:.0}"),
+        Metric::Iops | Metric::OpsPerS | Metric::PacketsPerS if value >= 1e6 => {
+            format!("{:.2}M", value / 1e6)
+        }
+        Metric::Iops | Metric::OpsPerS | Metric::PacketsPerS if value >= 1e3 => {
+            format!("{:.1}k", value / 1e3)
+        }
+        Metric::Iops | Metric::OpsPerS | Metric::PacketsPerS | Metric::MbPerS => {
+            format!("{value:.0}")
+        }
+        Metric::GbitPerS => format!("{value:.2}"),
         Metric::NotificationsPerIo | Metric::Fairness => format!("{value:.3}"),
         Metric::MeanNs
         | Metric::P50Ns
         | Metric::P99Ns
         | Metric::CpuNsPerIo
+        | Metric::CpuNsPerPacket
         | Metric::ServerCpuNsPerOp => {
             if value >= 1e5 {
                 format!("{:.0} us", value / 1e3)

@@ -9,6 +9,7 @@ mod blk;
 mod demonstration;
 mod guests;
 mod images;
+mod net;
 mod output;
 mod run;
 mod xenstore;
@@ -49,6 +50,7 @@ Examples:
 enum Command {
     Run(Run),
     Blk(blk::Blk),
+    Net(net::Net),
     Xenstore(xenstore::Xenstore),
     Completions(Completions),
     Man(Man),
@@ -125,6 +127,7 @@ pub(crate) fn main() -> ExitCode {
     let result = match command {
         Command::Run(args) => run::run(&args),
         Command::Blk(args) => blk::blk(&args),
+        Command::Net(args) => net::net(&args),
         Command::Xenstore(args) => xenstore::xenstore(&args),
         Command::Completions(Completions { shell }) => done(completions::<Cli>("parapet", shell)),
         Command::Man(Man { folder }) => done(manual::<Cli>(&folder)),

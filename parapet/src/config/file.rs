@@ -134,7 +134,7 @@ pub enum Problem {
         mac: Mac,
     },
     /// A network of a kind that there is not.
-    #[error("a network's `type` is isolated, bridged or nat, and not {0:?}")]
+    #[error("a network's `type` is isolated, bridged, nat or null, and not {0:?}")]
     NetworkType(String),
     /// Two networks have the same name, or one has none.
     #[error("{0:?} is another network's name, or none: give it one of its own")]
@@ -382,7 +382,9 @@ impl Reader<'_> {
             "isolated" => NetworkKind::Isolated,
             "bridged" => NetworkKind::Bridged {
                 bridge: table.bridge.map(Spanned::into_inner),
+                namespace: None,
             },
+            "null" => NetworkKind::Null,
             "nat" => NetworkKind::Nat(match table.subnet {
                 None => Subnet::DEFAULT,
                 Some(text) => match text.get_ref().parse() {

@@ -1,6 +1,7 @@
 //! The networks of a host, from tables of its configuration.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// A network that vifs are on.
@@ -21,7 +22,12 @@ pub enum NetworkKind {
     Bridged {
         /// The bridge; none leaves the devices alone.
         bridge: Option<String>,
+        /// The network namespace that all of that is in, by the file that stands for it, if it is
+        /// not the process's own.
+        namespace: Option<PathBuf>,
     },
+    /// Nowhere: for measurements.
+    Null,
     /// What the host reaches, which stands for the guests: they have addresses of a subnet of
     /// their own.
     Nat(Subnet),

@@ -13,6 +13,7 @@ pub mod frames;
 pub mod net;
 mod offsets;
 pub mod page;
+pub mod vifs;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

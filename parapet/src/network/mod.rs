@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use parapet_hypervisor::seam::Backend;
+use parapet_netback::port::null::Null;
 use parapet_netback::port::switch::{Stats, Switch};
 use parapet_netback::port::tap::TapNetwork;
 use parapet_netback::port::{Network, Socket, Vif};
@@ -43,6 +44,7 @@ pub struct Networks<P: Backend> {
 }
 
 enum Named<P: Backend> {
+    Null(Null),
     Bridged(TapNetwork<P>),
     Switched {
         switch: Switch<P>,
@@ -83,7 +85,7 @@ impl<P: Backend> Networks<P> {
     pub fn switch(&self, name: &str) -> Option<&Switch<P>> {
         match self.named.get(name)? {
             Named::Switched { switch, .. } => Some(switch),
-            Named::Bridged(_) => None,
+            Named::Bridged(_) | Named::Null(_) => None,
         }
     }
 
@@ -93,26 +95,39 @@ impl<P: Backend> Networks<P> {
             .iter()
             .filter_map(|(name, network)| match network {
                 Named::Switched { switch, .. } => Some((name.as_str(), switch.stats())),
-                Named::Bridged(_) => None,
+                Named::Bridged(_) | Named::Null(_) => None,
             })
     }
 }
 
 impl<P: Backend> Named<P> {
     fn start(place: &P, kind: &NetworkKind) -> Result<Self, NetworkError> {
-        if let NetworkKind::Bridged { bridge } = kind {
-            let network = TapNetwork::new(place.clone());
-            return Ok(Named::Bridged(match bridge {
-                Some(bridge) => network.bridge(bridge),
-                None => network,
-            }));
-        }
-        let switch = Switch::new(place.clone());
-        let nat = match kind {
-            NetworkKind::Nat(subnet) => Some(Nat::start(place, &switch, *subnet)?),
-            _ => None,
-        };
-        Ok(Named::Switched { switch, _nat: nat })
+        let switch = || Switch::new(place.clone());
+        Ok(match kind {
+            NetworkKind::Null => Named::Null(Null::default()),
+            NetworkKind::Bridged { bridge, namespace } => {
+                let mut network = TapNetwork::new(place.clone());
+                if let Some(bridge) = bridge {
+                    network = network.bridge(bridge);
+                }
+                if let Some(namespace) = namespace {
+                    network = network.namespace(namespace);
+                }
+                Named::Bridged(network)
+            }
+            NetworkKind::Isolated => Named::Switched {
+                switch: switch(),
+                _nat: None,
+            },
+            NetworkKind::Nat(subnet) => {
+                let switch = switch();
+                let nat = Nat::start(place, &switch, *subnet)?;
+                Named::Switched {
+                    switch,
+                    _nat: Some(nat),
+                }
+            }
+        })
     }
 }
 
@@ -124,6 +139,7 @@ impl<P: Backend> Networks<P> {
         let of_a_vlan = || self.named.get(bridge.rsplit_once('.')?.0);
         match self.named.get(bridge).or_else(of_a_vlan) {
             Some(Named::Switched { switch, .. }) => (switch, vif.clone()),
+            Some(Named::Null(network)) => (network, vif.clone()),
             Some(Named::Bridged(network)) => {
                 // The name is the network's, and not that of a bridge.
                 let vif = Vif {

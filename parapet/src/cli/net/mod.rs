@@ -1,0 +1,31 @@
+//! `parapet net`.
+
+mod bench;
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+/// Works with network devices, through guests of its own.
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = true, after_help = EXAMPLES)]
+pub(super) struct Net {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  parapet net bench --size 64          how many packets go from guest to guest, and how fast";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Bench(bench::Args),
+}
+
+/// Does what the command line says.
+pub(super) fn net(args: &Net) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        Command::Bench(args) => bench::bench(args),
+    }
+}
