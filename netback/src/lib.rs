@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bell;
+pub mod capture;
 pub mod control;
 pub mod device;
 pub mod drops;

@@ -2,6 +2,7 @@
 
 use parapet_backend::counter::Counter;
 
+use crate::capture::Capture;
 use crate::drops::Drops;
 
 /// Frames one way.
@@ -52,4 +53,6 @@ pub struct QueueStats {
     pub spurious: Counter,
     /// Pages of the guest that are mapped because it asked for that, as of now.
     pub statics: Counter,
+    /// Whether somebody captures its frames.
+    pub capture: Capture,
 }

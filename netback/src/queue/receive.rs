@@ -21,6 +21,7 @@ use parapet_xen_sys::io::netif::{RxRequest, RxResponse, RxSlot, Status};
 
 use super::transmit::emptied;
 use super::{BATCH, Patience, QueueError, Shared};
+use crate::capture::Direction;
 use crate::drops::Drop;
 use crate::frame::{Frame, Part, Pool, TAGGED_HEAD};
 use crate::port::Port;
@@ -238,6 +239,8 @@ impl<P: Backend> Receive<P> {
             self.blocked = None;
             shared.stats.stalled.set(0);
         }
+        let session = shared.stats.capture.session();
+        let session = session.map(|session| (session, shared.place.now()));
         let mut any = false;
         for _ in 0..BATCH {
             let next = self.waiting.pop_front();
@@ -246,7 +249,18 @@ impl<P: Backend> Receive<P> {
                 break;
             };
             any = true;
-            let needs = match self.give_one(frame, shared, statics)? {
+            let copy = session.as_ref().and_then(|(session, now)| {
+                let copy = session.copy(*now, Direction::ToGuest, &frame)?;
+                Some((session, copy))
+            });
+            let outcome = self.give_one(frame, shared, statics);
+            if let Some((session, copy)) = copy {
+                match outcome {
+                    Ok(Outcome::Given | Outcome::Partly(_)) => session.give(copy),
+                    _ => session.forget(copy),
+                }
+            }
+            let needs = match outcome? {
                 Outcome::Given | Outcome::Dropped => continue,
                 Outcome::NoRoom(frame, needs) => {
                     self.waiting.push_front(frame);

@@ -17,6 +17,7 @@ use parapet_xen_sys::grant_table::GrantStatus;
 use parapet_xen_sys::io::netif::{Status, TxResponse, TxSlot};
 
 use super::{BATCH, LONGEST_WAIT, QueueError, Shared};
+use crate::capture::Direction;
 use crate::drops::Drop;
 use crate::frame::{Frame, HEAD, LONGEST, Page, Part, Pool};
 use crate::port::Port;
@@ -255,6 +256,13 @@ impl<P: Backend> Transmit<P> {
         way.bytes.add(bytes);
         if gso > 0 {
             way.gso.add(gso);
+        }
+        if let Some(session) = shared.stats.capture.session() {
+            let now = shared.place.now();
+            for frame in &self.out {
+                let copy = session.copy(now, Direction::FromGuest, frame);
+                copy.into_iter().for_each(|copy| session.give(copy));
+            }
         }
         port.send(&mut self.out, &shared.stats.drops);
         let mut out = std::mem::take(&mut self.out);
