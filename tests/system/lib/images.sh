@@ -9,6 +9,7 @@
 
 readonly DOM0_TOOLS=(
     xl libxl-save-helper xenstored xenconsoled xen-init-dom0 lsevtchn e2fsck
+    bash ip                                           # for the scripts of vifs
     xenstore-chmod xenstore-control xenstore-exists xenstore-list xenstore-ls xenstore-read xenstore-rm xenstore-watch xenstore-write
 )
 readonly DOM0_MODULES=(
@@ -41,6 +42,7 @@ make_images() {
         make_root "$fresh/dom0" "$HERE/dom0/init"
         add_tools "$fresh/dom0" "${DOM0_TOOLS[@]}"
         add_modules "$fresh/dom0" plain "${DOM0_MODULES[@]}"
+        add_scripts "$fresh/dom0"
         pack "$fresh/dom0"
         make_root "$fresh/guest" "$HERE/guest/init"
         add_tools "$fresh/guest" "${GUEST_TOOLS[@]}"
@@ -73,7 +75,7 @@ add_tools() {
     local into=$1 name tool
     shift
     for name in "$@"; do
-        tool=$(find "$PACKAGES"/root/usr/lib/xen-*/bin "$PACKAGES"/root/{usr/bin,usr/sbin,sbin} \
+        tool=$(find "$PACKAGES"/root/usr/lib/xen-*/bin "$PACKAGES"/root/{bin,usr/bin,usr/sbin,sbin} \
             -maxdepth 1 -name "$name" -print -quit)
         [ -n "$tool" ] || unable "no package has the program $name"
         rm -f "$into/bin/$name"
@@ -86,6 +88,14 @@ add_tools() {
     name=$(basename "$PACKAGES"/root/usr/lib/xen-*)
     mkdir -p "$into/usr/lib/$name"
     ln -s /bin "$into/usr/lib/$name/bin"
+}
+
+# add_scripts FOLDER: xl's own scripts of vifs, and what they read in.
+add_scripts() {
+    local from=$PACKAGES/root/etc/xen/scripts
+    mkdir -p "$1/etc/xen/scripts"
+    cp -L "$from"/vif-bridge "$from"/*.sh "$1/etc/xen/scripts/"
+    chmod 755 "$1/etc/xen/scripts/vif-bridge"
 }
 
 # add_libraries FOLDER BINARY: what BINARY needs, and what that needs.

@@ -9,7 +9,8 @@
 readonly DOM0_KERNEL_PACKAGE=linux-image-amd64
 # The cloud kernel lacks XEN_DOM0, but is small and quick to load.
 readonly GUEST_KERNEL_PACKAGE=linux-image-cloud-amd64
-readonly PLAIN_PACKAGES=(xenstore-utils busybox-static e2fsprogs)
+# bash, iproute2 and xen-utils-common are for xl's own vif scripts.
+readonly PLAIN_PACKAGES=(xenstore-utils busybox-static e2fsprogs bash iproute2 xen-utils-common)
 
 # Left out when unpacking: drivers for hardware that no virtual machine has, and documentation.
 readonly LEFT_OUT=(

@@ -4,6 +4,7 @@
 # PACKAGE PROGRAM of each. A new program is a line here.
 readonly PROGRAMS=(
     "parapet parapet-blkback"
+    "parapet parapet-netback"
     "parapet parapet-xenstored"
     "parapet-tests seam-conformance"
     "parapet-tests disk-exercise"
