@@ -35,7 +35,10 @@ fn networks(place: &Xen, configs: &[NetworkConfig]) -> Result<Networks<Xen>, Fai
     // The name says nothing: a vif without a bridge is an interface that somebody sees to.
     let host = [NetworkConfig {
         name: String::new(),
-        kind: NetworkKind::Bridged { bridge: None },
+        kind: NetworkKind::Bridged {
+            bridge: None,
+            namespace: None,
+        },
     }];
     let configs = match configs {
         [] => &host,
