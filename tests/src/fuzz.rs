@@ -14,17 +14,19 @@ use parapet_xenstore::store::Quotas;
 mod block;
 mod block_queue;
 mod model;
+mod net;
 mod xenstore;
 
 pub use block::block_request;
 pub use block_queue::block_queue;
+pub use net::{net_control, net_queue, net_receive, net_transmit};
 pub use xenstore::{xenstore_model, xenstore_ring, xenstore_wire, xenstored};
 
 /// A fuzz target.
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of their file in `fuzz/fuzz_targets` and folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("xenstore_wire", xenstore_wire),
     ("xenstore_ring", xenstore_ring),
     ("xenstore_model", xenstore_model),
@@ -36,6 +38,10 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("guest_config", guest_config),
     ("vbd_keys", vbd_keys),
     ("qcow2_header", qcow2_header),
+    ("net_transmit", net_transmit),
+    ("net_receive", net_receive),
+    ("net_control", net_control),
+    ("net_queue", net_queue),
 ];
 
 /// A migration stream, whoever wrote it: what can be read can be written, and is then the same. A
