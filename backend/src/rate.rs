@@ -95,6 +95,12 @@ impl Bucket {
         }
     }
 
+    /// When there is something to use; in the past if there is by now.
+    pub fn ready_at(&self) -> Instant {
+        let full_at = self.full_at.load(Ordering::Relaxed);
+        Instant::from_nanos(self.empty_until(full_at).div_ceil(TICKS))
+    }
+
     /// Until when there is nothing to use, if it is full at that moment.
     fn empty_until(&self, full_at: u64) -> u64 {
         full_at.saturating_sub(self.burst.load(Ordering::Relaxed))
@@ -167,6 +173,17 @@ mod tests {
         let end = Instant::from_nanos(10_000_000_001);
         let used = use_up(&bucket, start, end, 1 << 20);
         assert!((10 << 20..=11 << 20).contains(&used), "{used}");
+    }
+
+    #[test]
+    fn it_is_said_when_there_is_something_again() {
+        let bucket = bucket(1000, 50);
+        let start = Instant::from_nanos(77_000_000_000);
+        bucket.charge(start, 149);
+        let ready = bucket.ready_at();
+        assert_eq!(ready, start.after(std::time::Duration::from_millis(100)));
+        assert!(!bucket.is_empty(ready));
+        assert!(bucket.is_empty(Instant::from_nanos(ready.as_nanos() - 1)));
     }
 
     #[test]

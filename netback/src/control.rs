@@ -44,6 +44,10 @@ const RATE: Rate = Rate {
     burst: 256,
 };
 
+/// Pages that are mapped at the price of one request: what a frontend with eight queues asks for when
+/// it connects is done at once.
+const PAGES_OF_A_REQUEST: usize = 32;
+
 /// Entries of a list in a page.
 const LIST: usize = PAGE_SIZE / size_of::<GrefMapping>();
 
@@ -271,6 +275,12 @@ impl<P: Backend> Control<P> {
         }
     }
 
+    /// Has pages that were mapped or unmapped count as requests: the next waits for longer.
+    fn pay(&self, pages: usize) {
+        let units = (pages / PAGES_OF_A_REQUEST) as u64;
+        self.rate.charge(self.place.now(), units);
+    }
+
     fn queue(&self, index: u32) -> Option<&Arc<Orders<P>>> {
         self.orders.get(index as usize)
     }
@@ -337,6 +347,7 @@ impl<P: Backend> Control<P> {
         if is_twice || !list.iter().all(is_known) {
             return Err(INVALID);
         }
+        self.pay(list.len());
         let mut pages = Vec::new();
         for (flags, access) in [
             (GrefFlags::empty(), Access::ReadWrite),
@@ -381,6 +392,10 @@ impl<P: Backend> Control<P> {
             };
             // The field has half the width that its values have elsewhere.
             entry.status = status.0 as u16;
+        }
+        if count > 0 {
+            // What shared a mapping with one of these was mapped anew.
+            self.pay(PAGES);
         }
         let bytes = list.as_bytes();
         let written = self.page.view().write_bytes(0, bytes);

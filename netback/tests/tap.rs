@@ -245,15 +245,27 @@ fn a_switch_reaches_the_host_by_a_cable() {
         tap.set_up(true).unwrap();
         ip("addr add 10.9.0.1/24 dev parapet0");
         let device = Device::new(place.clone(), tap).unwrap();
-        let ends = [switch.uplink("parapet0").unwrap(), Box::new(device)];
-        let cable = Cable::new(&place, ends, 1).unwrap();
-
+        // First, so that what the host advertises finds somebody.
         let mut socket = switch.plug(&vif()).unwrap();
         let mut guest = Guest::new(&place, |endpoint| socket.connect(endpoint).unwrap());
+        let ends = [switch.uplink("parapet0").unwrap(), Box::new(device)];
+        let cable = Cable::new(&place, ends, 1).unwrap();
         guest.ask();
         assert_eq!(cable.drops().iter().map(Drops::total).sum::<u64>(), 0);
         drop(cable);
         let heard = switch.stations();
         assert_eq!(heard.len(), 1, "nobody is behind it any more: {heard:?}");
+    });
+}
+
+#[test]
+fn the_host_learns_no_routes_from_a_guest() {
+    apart(|dom0| {
+        let network = TapNetwork::new(dom0);
+        let _socket = network.plug(&vif()).unwrap();
+        match std::fs::read_to_string("/proc/sys/net/ipv6/conf/vif5.0/accept_ra") {
+            Ok(accepts) => assert_eq!(accepts, "0\n"),
+            Err(error) => eprintln!("skipped: no IPv6 ({error})"),
+        }
     });
 }

@@ -346,7 +346,7 @@ async fn describe_queue<G: Guest>(
 }
 
 /// Does `work`, unless the backend leaves meanwhile.
-async fn unless_leaving<F: Future>(
+pub(crate) async fn unless_leaving<F: Future>(
     front: &mut Frontend<Connected>,
     work: F,
 ) -> Result<F::Output, xenbus::Error> {

@@ -37,7 +37,7 @@ use parapet_xenstore::client::{Client, Watch};
 use parapet_xenstore::xenbus::{self, Connected, Frontend, Keys};
 
 use crate::config::{Away, Config};
-use crate::connect::{ConnectError, Rings, Session};
+use crate::connect::{ConnectError, Rings, Session, unless_leaving};
 use crate::control::{Control, Failed, Hashing};
 use crate::error::{Change, Gone};
 use crate::shared::{Shared, Wish};
@@ -263,30 +263,39 @@ impl<G: Guest> Life<G> {
         }
         let own = Keys::new(self.client.clone(), self.path.clone());
         let was: DomId = own.get("backend-id").await.map_err(gone)?;
-        let Session {
-            front,
-            mut queues,
-            mut control,
-            ..
-        } = self.reconnect(was).await?;
-        if let Some(first) = queues.first_mut() {
-            for &group in &self.groups {
-                first.transmit.multicast(group, true)?;
+        loop {
+            let Session {
+                mut front,
+                mut queues,
+                mut control,
+                ..
+            } = self.reconnect(was).await?;
+            if let Some(first) = queues.first_mut() {
+                for &group in &self.groups {
+                    first.transmit.multicast(group, true)?;
+                }
+                first.transmit.publish();
             }
-            first.transmit.publish();
-        }
-        if let (Some(control), Some(hashing)) = (&mut control, &self.hashing) {
-            match self.unless_closed(control.hash(hashing)).await? {
-                Ok(()) => {}
-                Err(Failed::Violation(violation)) => return Err(violation.into()),
-                Err(failed) => {
-                    log::warn!("{}: frames are not hashed any more: {failed:?}", self.path);
+            if let (Some(control), Some(hashing)) = (&mut control, &self.hashing) {
+                let told = unless_leaving(&mut front, control.hash(hashing));
+                match self.unless_closed(told).await? {
+                    Ok(Ok(())) => {}
+                    Ok(Err(Failed::Violation(violation))) => return Err(violation.into()),
+                    Ok(Err(failed)) => {
+                        log::warn!("{}: frames are not hashed any more: {failed:?}", self.path);
+                    }
+                    // It is away again, and what it was told with it.
+                    Err(_) => {
+                        is_removed(front.own(), front.other()).await?;
+                        self.leave(front).await?;
+                        continue;
+                    }
                 }
             }
+            log::info!("{}: the backend is back", self.path);
+            self.hand_out(queues, control);
+            return Ok(front);
         }
-        log::info!("{}: the backend is back", self.path);
-        self.hand_out(queues, control);
-        Ok(front)
     }
 
     /// Waits until a backend is connected again.

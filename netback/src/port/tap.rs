@@ -94,12 +94,27 @@ impl<P: Backend> TapNetwork<P> {
         tap.set_carrier(false)?;
         tap.set_mac(HOST_MAC)?;
         tap.set_mtu(vif.mtu)?;
+        if self.namespace.is_none() {
+            learn_no_routes(&vif.name);
+        }
         let device = Device::new(self.place.clone(), tap)?;
         Ok(Device {
             guard,
             drops: Arc::clone(&self.drops),
             ..device
         })
+    }
+}
+
+/// A guest that says that it were a router is not to be believed by the host, which does by default
+/// what it hears on a device that is on no bridge.
+fn learn_no_routes(name: &str) {
+    let file = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
+    match std::fs::write(file, b"0") {
+        Ok(()) => {}
+        // The host has no IPv6.
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => log::warn!("{name}: a guest may tell the host routes: {error}"),
     }
 }
 

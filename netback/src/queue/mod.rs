@@ -320,7 +320,7 @@ impl<P: Backend> Queue<P> {
                 // A quiet port would otherwise wait for a guest that sends without end.
                 if is_time || port_is_hot {
                     port_is_hot = poll_fn(|cx| {
-                        let asked = self.rx.poll_port(&mut *self.port, cx);
+                        let asked = self.rx.poll_port(&mut *self.port, &self.shared, cx);
                         Poll::Ready(asked)
                     })
                     .await?;
@@ -380,7 +380,7 @@ impl<P: Backend> Queue<P> {
         busy |= self.tx.take(&self.shared, &mut self.pool, &self.statics)?;
         self.tx.send(&mut *self.port, &mut self.pool, &self.shared);
         if !self.port.is_quiet() {
-            self.rx.poll_port(&mut *self.port, cx)?;
+            self.rx.poll_port(&mut *self.port, &self.shared, cx)?;
         }
         busy |= self.rx.give(&self.shared, &mut self.pool, &self.statics)?;
         self.publish();
@@ -424,7 +424,7 @@ impl<P: Backend> Queue<P> {
         {
             return Poll::Ready(Ok(Wake::Work));
         }
-        if self.rx.poll_port(&mut *self.port, cx)? {
+        if self.rx.poll_port(&mut *self.port, &self.shared, cx)? {
             return Poll::Ready(Ok(Wake::Work));
         }
         // The events first: what they announced is found by arming, and what comes later makes

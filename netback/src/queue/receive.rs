@@ -206,10 +206,12 @@ impl<P: Backend> Receive<P> {
             .is_none_or(|blocked| blocked.stage > Stage::Fresh)
     }
 
-    /// Gets what the port has for us, if there is room. Whether there is something to give.
+    /// Gets what the port has for us, if there is room; where the guest says which frames are for
+    /// which queue, some may be for others. Whether there is something to give.
     pub(super) fn poll_port(
         &mut self,
         port: &mut dyn Port<P>,
+        shared: &Shared<P>,
         cx: &mut Context<'_>,
     ) -> Result<bool, QueueError> {
         if self.blocked.is_some() {
@@ -219,7 +221,15 @@ impl<P: Backend> Receive<P> {
             && let Poll::Ready(received) = port.poll_receive(cx, &mut self.from_port, BATCH)
         {
             received?;
-            self.waiting.extend(self.from_port.drain(..));
+            if !shared.endpoint.is_steered() {
+                self.waiting.extend(self.from_port.drain(..));
+            }
+            for frame in self.from_port.drain(..) {
+                match shared.endpoint.deliver(shared.index, frame) {
+                    Ok(queue) => shared.endpoint.ring(queue),
+                    Err(_) => shared.stats.drops.count(Drop::ReceiverFull, 1),
+                }
+            }
         }
         Ok(!self.waiting.is_empty())
     }
@@ -256,7 +266,8 @@ impl<P: Backend> Receive<P> {
             let outcome = self.give_one(frame, shared, statics);
             if let Some((session, copy)) = copy {
                 match outcome {
-                    Ok(Outcome::Given | Outcome::Partly(_)) => session.give(copy),
+                    Ok(Outcome::Given) => session.give(copy),
+                    // One that is given in parts is when it is through.
                     _ => session.forget(copy),
                 }
             }

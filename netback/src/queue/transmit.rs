@@ -48,8 +48,6 @@ pub(super) struct Transmit<P: Backend> {
     /// The pool has nothing to take.
     is_starved: bool,
     throttled: Option<Instant>,
-    /// When what was taken last would have been due.
-    due: Instant,
 }
 
 /// Slots that were taken and not answered.
@@ -145,7 +143,6 @@ impl<P: Backend> Transmit<P> {
             scratch: place.allocate((BATCH * HEAD).div_ceil(PAGE_SIZE))?,
             is_starved: false,
             throttled: None,
-            due: Instant::default(),
         })
     }
 
@@ -198,7 +195,8 @@ impl<P: Backend> Transmit<P> {
                 if shared.rate.is_empty(now) {
                     // The operator may change the rate meanwhile.
                     let soon = now.after(LONGEST_WAIT / 100);
-                    self.throttled = Some(self.due.clamp(soon, now.after(LONGEST_WAIT)));
+                    let ready = shared.rate.ready_at();
+                    self.throttled = Some(ready.clamp(soon, now.after(LONGEST_WAIT)));
                     stats.throttled.add(1);
                     break;
                 }
@@ -228,7 +226,7 @@ impl<P: Backend> Transmit<P> {
             }
             if limited {
                 let now = *now.get_or_insert_with(|| shared.place.now());
-                self.due = shared.rate.charge(now, u64::from(self.packet.len));
+                shared.rate.charge(now, u64::from(self.packet.len));
             }
         }
         if !self.copied.is_empty() {

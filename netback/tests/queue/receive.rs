@@ -2,15 +2,19 @@
 
 use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use parapet_hypervisor::seam::prelude::*;
+use parapet_netback::capture;
 use parapet_netback::drops::Drop as Why;
 use parapet_netback::rx::{GsoForm, Receives};
 use parapet_netback::tx::Group;
 use parapet_packet::headers::Headers;
 use parapet_packet::{Checksum, Gso, GsoKind, Mac, Offloads};
 use parapet_ring::{Front, Own};
-use parapet_xen_sys::io::netif::{RxFlags, RxResponse, Status, TxFlags, TxRequest};
+use parapet_xen_sys::io::netif::{
+    ExtraType, HashAlgorithm, HashTypes, RxFlags, RxResponse, Status, TxFlags, TxRequest,
+};
 
 use crate::world::{
     ALL, Busy, Guest, Net, Options, PAGES, Plug, World, frame, is_intact, pattern, tcp, until,
@@ -398,6 +402,14 @@ fn a_packet_is_cut_for_one_who_never_posts_as_many_buffers_as_it_has_segments() 
             guest.keep_mapped(0..PAGES);
         }
         let mut pool = world.pool();
+        let interface = capture::Interface {
+            name: "vif".into(),
+            mac: Mac::default(),
+            queues: vec![Arc::clone(&guest.stats)],
+        };
+        let now = world.dom0.now();
+        let started = capture::start(vec![interface], 100_000, now, SystemTime::now());
+        let (recording, recorder) = started.unwrap();
         let payload = pattern(20_000, 7);
         let mut large = frame(&mut pool, &tcp(false, &payload), 250);
         large.set_offloads(to_cut(GsoKind::TcpV4, 1400));
@@ -420,6 +432,8 @@ fn a_packet_is_cut_for_one_who_never_posts_as_many_buffers_as_it_has_segments() 
         }
         assert!(together == payload);
         guest.stop().unwrap();
+        drop(recording);
+        assert_eq!(recorder.write(Vec::new()).unwrap().frames, 2);
         assert_eq!(guest.stats.segments.get(), 15);
         assert_eq!(guest.stats.rx.packets.get(), 2);
         assert_eq!(guest.stats.drops.total(), 0);
@@ -515,5 +529,25 @@ fn a_port_has_its_turn_while_the_guest_sends_without_end() {
         guest.stats.rx.packets.get() == 1
     });
     busy.lock().unwrap().ring = None;
+    guest.stop().unwrap();
+}
+
+#[test]
+fn what_comes_by_a_port_goes_to_the_queue_that_the_guest_says_too() {
+    let world = World::new();
+    let busy = Arc::<Mutex<Busy>>::default();
+    let mut guest = world.guest(Net::Busy(Arc::clone(&busy)), &Options::default());
+    let mut pool = world.pool();
+    guest.post_all();
+    guest.steering.set_algorithm(HashAlgorithm::Toeplitz);
+    guest.steering.set_key(&[0x5A; 40]).unwrap();
+    guest.steering.set_types(HashTypes::IPV4_TCP).unwrap();
+    let frame = frame(&mut pool, &tcp(false, &[1; 100]), 256);
+    busy.lock().unwrap().frames.push(frame);
+    // It looks when it is woken.
+    guest.send(PAGES - 1, &pattern(60, 1), TxFlags::empty());
+    let (_, flags, extras) = guest.receive();
+    assert!(flags.contains(RxFlags::EXTRA_INFO));
+    assert_eq!(extras[0][..3], [ExtraType::Hash as u8, 0, 1]);
     guest.stop().unwrap();
 }

@@ -281,3 +281,25 @@ fn more_packets_than_the_ring_has_slots_all_go() {
     assert_eq!(seen.lock().unwrap().len(), 5000);
     assert!(guest.stats.tx.notifications.get() <= guest.stats.tx.batches.get());
 }
+
+#[test]
+fn a_queue_whose_rate_is_used_up_sleeps_until_it_is_not() {
+    let world = World::new();
+    let (mut guest, _) = world.seen(&Options::default());
+    // A packet in half a second.
+    guest.rate.set(Some(Rate {
+        per_second: 2000,
+        burst: 1,
+    }));
+    for page in 0..2 {
+        guest.write(page, 0, &pattern(1000, 0));
+        guest.slot(page, page as u16, 0, 1000, NONE);
+    }
+    guest.publish_tx();
+    assert_eq!(guest.answer(), (0, Status::OKAY));
+    assert_eq!(guest.answer(), (1, Status::OKAY));
+    guest.stop().unwrap();
+    // It does look now and then, since the rate may be lifted.
+    let looks = guest.stats.throttled.get();
+    assert!((1..50).contains(&looks), "{looks}");
+}

@@ -4,11 +4,13 @@ use std::sync::mpsc;
 
 use parapet_hypervisor::block_on;
 use parapet_hypervisor::seam::prelude::*;
-use parapet_netfront::{Away, Change, Config, Gone, Mac, Offloads, Queue};
-use parapet_xen_sys::io::netif::{RxFlags, TxFlags};
+use parapet_netfront::{Away, Change, Config, Gone, Hashing, Mac, Offloads, Queue};
+use parapet_xen_sys::io::netif::{
+    ControlRequest, ControlResponse, ControlStatus, HashTypes, RxFlags, TxFlags,
+};
 use parapet_xen_sys::io::xenbus::XenbusState;
 
-use crate::stage::{FULL, Keys, Served, Stage, begin_anew, eventually, frame, nodes};
+use crate::stage::{ControlBack, FULL, Keys, Served, Stage, begin_anew, eventually, frame, nodes};
 
 const PLAIN: Offloads = Offloads {
     checksum: parapet_netfront::Checksum::Unchecked,
@@ -205,4 +207,56 @@ fn a_backend_that_comes_back_with_fewer_queues_than_are_in_use_ends_the_interfac
     let gone = receiver.receive_blocking().err();
     let expected = Change::Queues { was: 2, now: 1 };
     assert_eq!(gone, Some(Gone::Changed(expected)));
+}
+
+#[test]
+fn a_backend_that_leaves_in_the_middle_of_being_told_to_hash_is_waited_for_again() {
+    const CONTROL: Keys = &[("feature-rx-copy", "1"), ("feature-ctrl-ring", "1")];
+    /// What one asks for that has an algorithm, a key, a table without entries, and types.
+    const REQUESTS: usize = 4;
+    async fn next(control: &mut Option<ControlBack>) -> ControlRequest {
+        control.as_mut().unwrap().link.next().await.unwrap()
+    }
+    async fn obey(control: &mut Option<ControlBack>) {
+        for _ in 0..REQUESTS {
+            let ControlRequest {
+                id, control: kind, ..
+            } = next(control).await;
+            control.as_mut().unwrap().respond(ControlResponse {
+                id,
+                control: kind,
+                status: ControlStatus::SUCCESS,
+                data: 0,
+            });
+        }
+    }
+    let stage = Stage::new();
+    stage.offering(CONTROL, async |served: Served| {
+        let domain = served.domain.clone();
+        let (back, queues, mut control) = served.accept().await;
+        obey(&mut control).await;
+        drop(control);
+        let served = begin_anew(back, queues, &domain, CONTROL).await;
+        let (back, queues, mut control) = served.accept().await;
+        next(&mut control).await;
+        drop(control);
+        let served = begin_anew(back, queues, &domain, CONTROL).await;
+        let (_back, mut queues, mut control) = served.accept().await;
+        obey(&mut control).await;
+        queues[0].deliver(&frame(77), RxFlags::empty(), &[]).await;
+        std::future::pending().await
+    });
+    let config = Config::new().static_grants(false);
+    let (mut interface, mut queues) = stage.connect_as(config).unwrap();
+    let hashing = Hashing {
+        types: HashTypes::IPV4,
+        key: vec![1; 40],
+        mapping: Vec::new(),
+    };
+    block_on(interface.set_hash(&hashing)).unwrap();
+    eventually("the third backend serves it", || {
+        let got = queues[0].receiver.try_receive().unwrap();
+        got.is_some_and(|got| got.len() == 77)
+    });
+    assert_eq!(stage.guest.quarantined(), 0);
 }

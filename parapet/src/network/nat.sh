@@ -19,6 +19,9 @@ undo() {
 }
 trap 'undo "$1" "$4"' EXIT
 
+# Guests have IPv4 here: what they say of IPv6, such as that they were routers, the host does not hear.
+no_v6="/proc/sys/net/ipv6/conf/$1/disable_ipv6"
+[ ! -e "$no_v6" ] || echo 1 > "$no_v6"
 ip address add "$2" dev "$1"
 nft -f - <<RULES
 table ip $1 {

@@ -36,7 +36,7 @@ use parapet_packet::Mac;
 
 use super::guard::Guard;
 use super::{Network, Port, Socket, Vif};
-use crate::drops::Drops;
+use crate::drops::{self, Drops};
 use crate::endpoint::Endpoint;
 
 pub use table::{Found, Learned, MacInUse, Memory, Place, Slot, Station, Table};
@@ -311,6 +311,12 @@ struct Connection<P: Seam> {
 
 impl<P: Seam> Drop for Connection<P> {
     fn drop(&mut self) {
+        // Usually its queues have closed it. Lanes that have not looked anew know it still, and
+        // frames in it would be there for as long.
+        for queue in 0..self.endpoint.queues() {
+            let left = self.endpoint.close(queue);
+            self.shared.stats.lost.count(drops::Drop::Gone, left);
+        }
         let is_ours = {
             let core = self.shared.lock();
             let member = core.members.get(usize::from(self.slot));

@@ -387,8 +387,8 @@ fn who_is_gone_keeps_no_frame_of_others() {
     let world = World::new();
     let (mut a, mut b) = (world.guest(1), world.guest(2));
     a.send(b.mac, HELLO);
-    b.lanes.clear();
     assert_eq!(b.endpoint.close(0), 1);
+    b.lanes.clear();
     a.pool.collect(|_| {});
     assert_eq!(a.pool.lent(), 0);
     a.send(b.mac, HELLO);
@@ -399,6 +399,21 @@ fn who_is_gone_keeps_no_frame_of_others() {
     drop(b);
     a.send(mac(2), HELLO);
     assert_eq!(a.drops.of(Drop::NoWay), 2, "nobody is left at all");
+}
+
+#[test]
+fn a_connection_that_came_to_nothing_keeps_no_frame_of_others() {
+    let world = World::new();
+    let (mut a, mut b, mut idle) = (world.guest(1), world.guest(2), world.guest(3));
+    // From now on it knows b's endpoint, and does not look again.
+    idle.send(a.mac, HELLO);
+    a.send(b.mac, HELLO);
+    // No queue of it ever ran that could have closed it.
+    b.lanes.clear();
+    b.endpoint = Arc::new(Endpoint::new([], Arc::default()));
+    a.pool.collect(|_| {});
+    assert_eq!(a.pool.lent(), 0);
+    assert_eq!(world.switch.stats().lost.of(Drop::Gone), 1);
 }
 
 #[test]
