@@ -16,7 +16,7 @@ readonly DOM0_MODULES=(
     9p 9pnet_virtio virtio_pci                        # this machine's folders
     xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs
     loop                                              # block devices to serve
-    xen-blkback                                       # for our frontend
+    xen-blkback xen-netback                           # for our frontends
     ext4 crc32c_generic                               # to look into images
     tun bridge
 )

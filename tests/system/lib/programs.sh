@@ -8,6 +8,7 @@ readonly PROGRAMS=(
     "parapet parapet-xenstored"
     "parapet-tests seam-conformance"
     "parapet-tests disk-exercise"
+    "parapet-tests net-exercise"
 )
 
 # Like a release, but quicker to build; and arithmetic that overflows is a failure.
