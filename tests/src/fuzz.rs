@@ -15,18 +15,20 @@ mod block;
 mod block_queue;
 mod model;
 mod net;
+mod vif_keys;
 mod xenstore;
 
 pub use block::block_request;
 pub use block_queue::block_queue;
 pub use net::{net_control, net_queue, net_receive, net_transmit};
+pub use vif_keys::vif_keys;
 pub use xenstore::{xenstore_model, xenstore_ring, xenstore_wire, xenstored};
 
 /// A fuzz target.
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of their file in `fuzz/fuzz_targets` and folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 15] = [
+pub const TARGETS: [(&str, Target); 16] = [
     ("xenstore_wire", xenstore_wire),
     ("xenstore_ring", xenstore_ring),
     ("xenstore_model", xenstore_model),
@@ -37,6 +39,7 @@ pub const TARGETS: [(&str, Target); 15] = [
     ("shared_ring", shared_ring),
     ("guest_config", guest_config),
     ("vbd_keys", vbd_keys),
+    ("vif_keys", vif_keys),
     ("qcow2_header", qcow2_header),
     ("net_transmit", net_transmit),
     ("net_receive", net_receive),
