@@ -203,6 +203,10 @@ fn checksums_are_left_blank_both_ways() {
         ip("addr add 10.9.0.1/24 dev vif5.0");
         ip("neigh add 10.9.0.5 lladdr 00:16:3e:00:00:05 dev vif5.0");
         let mut guest = Guest::new(&place, |endpoint| socket.connect(endpoint).unwrap());
+        // Until the host has noticed the carrier it drops what it has for the device.
+        while !ip("link show vif5.0").contains("state UP") {
+            thread::yield_now();
+        }
         guest.ask();
 
         let host = UdpSocket::bind("10.9.0.1:9").unwrap();
