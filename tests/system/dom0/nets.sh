@@ -87,11 +87,12 @@ killed_under_traffic() {
 received() { in_guest "$1" "cat /sys/class/net/eth0/statistics/rx_bytes"; }
 has_received_more() { [ "$(received "$1")" -gt $(($2 + 1000000)) ]; }
 
-## uses_its_vif KIND     the whole of it, with a guest of that kind
+## uses_its_vif KIND [OPTION...]   the whole of it, with a guest of that kind
 uses_its_vif() {
     _kind=$1
+    shift
     before="$(leftovers) interfaces=$(interfaces)"
-    netback --queues 2
+    netback --queues 2 "$@"
     bridge xenbr0 10.0.0.1
     VCPUS=2 guest "net-$_kind" "$_kind" "vif = ['mac=$(mac 0a), bridge=xenbr0, mtu=9000']"
     plugged_in "net-$_kind" eth0 10.0.0.10 9000
