@@ -278,7 +278,7 @@ impl<P: Grants> Frame<P> {
         if len > inner.head.len() || inner.part_count != 0 {
             return Err(FrameFull);
         }
-        // At most `HEAD`.
+        // At most `TAGGED_HEAD`.
         inner.head_len = len as u16;
         inner.len = len as u32;
         Ok(&mut inner.head[..len])
@@ -496,6 +496,8 @@ impl<P: Grants> Pool<P> {
             return None;
         }
         let mut frame = self.take()?;
+        // Whatever becomes of it, it is nobody's request.
+        frame.set_tag(u32::MAX);
         let head = other.head();
         frame.make_head(head.len()).ok()?.copy_from_slice(head);
         let (mut page, mut at) = (0, PAGE_SIZE);
@@ -523,7 +525,6 @@ impl<P: Grants> Pool<P> {
         }
         frame.set_offloads(other.offloads());
         frame.set_hash(other.hash());
-        frame.set_tag(u32::MAX);
         Some(frame)
     }
 
