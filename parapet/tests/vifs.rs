@@ -144,3 +144,55 @@ fn a_vif_is_let_go_with_its_guest() {
         running.unwrap().wait().unwrap();
     }
 }
+
+#[test]
+fn vifs_can_be_captured_over_a_socket_while_they_run() {
+    use std::io::Read;
+
+    use parapet::daemon::capture::{CaptureError, CaptureSocket, Wish, capture};
+    use parapet_hypervisor::seam::{Clock, Identity};
+    use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketOption;
+    use pcap_file::pcapng::{Block, PcapNgReader};
+
+    let host = host();
+    let folder = tempfile::tempdir().unwrap();
+    let place = host.dom0().clone();
+    let _socket = CaptureSocket::open(folder.path(), "test", host.vif_reports(), move || {
+        place.now()
+    })
+    .unwrap();
+    let one = host.start(&guest("one", &[""]), answer).unwrap();
+    let vif = format!("vif{}.0", one.domain().domid());
+    let wish = |vif: &str| Wish {
+        vifs: vec![vif.into()],
+        longest: 65535,
+    };
+    let refused = capture(folder.path(), "test", &wish("vif99.0")).err();
+    let Some(CaptureError::Refused(reason)) = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(reason, format!("there is no vif vif99.0: there are {vif}"));
+
+    let (mut frames, stop) = capture(folder.path(), "test", &wish(&vif)).unwrap();
+    let two = host.start(&guest("two", &[""]), ask).unwrap();
+    two.wait().unwrap();
+    one.wait().unwrap();
+    stop.stop();
+    let mut file = Vec::new();
+    frames.read_to_end(&mut file).unwrap();
+    let mut reader = PcapNgReader::new(&file[..]).unwrap();
+    let (mut inbound, mut outbound, mut last) = (Vec::new(), Vec::new(), None);
+    while let Some(block) = reader.next_block() {
+        let block = block.unwrap().into_owned();
+        if let Block::EnhancedPacket(frame) = &block {
+            match frame.options[..] {
+                [EnhancedPacketOption::Flags(1)] => inbound.push(frame.data[14..].to_vec()),
+                _ => outbound.push(frame.data[14..].to_vec()),
+            }
+        }
+        last = Some(block);
+    }
+    assert_eq!(inbound, [b"hello"]);
+    assert_eq!(outbound[0], b"who is there?");
+    assert!(matches!(last, Some(Block::InterfaceStatistics(_))));
+}

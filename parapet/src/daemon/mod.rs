@@ -5,10 +5,12 @@
 //!   journal ◄── logging ──┤            ├── stop ◄────── SIGTERM, SIGINT
 //!   its user ◄─ command ──┤  a daemon  ├── status ◄──── `parapet-blkback status`
 //!   Prometheus ◄ metrics ─┤            ├── listen ◄──── clients of `parapet-xenstored`
+//!                         │            ├── capture ◄─── `parapet net capture`
 //!                         └────────────┴── privileges ► given up once it has begun
 //! ```
 
 pub mod blkback;
+pub mod capture;
 mod command;
 mod limits;
 mod listen;

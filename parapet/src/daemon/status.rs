@@ -145,8 +145,13 @@ pub fn ask<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<T, AskError
         stream.read_to_end(&mut text)?;
         Ok(serde_json::from_slice(&text)?)
     };
-    asked().map_err(|source: io::Error| {
-        let (name, path) = (name.to_owned(), path.clone());
+    asked().map_err(|source| AskError::new(name, &path, source))
+}
+
+impl AskError {
+    /// For what came of asking the daemon `name` at `path`.
+    pub(super) fn new(name: &str, path: &Path, source: io::Error) -> Self {
+        let (name, path) = (name.to_owned(), path.to_owned());
         match source.kind() {
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
                 AskError::NotRunning { name, path }
@@ -154,7 +159,7 @@ pub fn ask<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<T, AskError
             ErrorKind::PermissionDenied => AskError::NoPermission { name, path },
             _ => AskError::Host { name, path, source },
         }
-    })
+    }
 }
 
 #[cfg(test)]

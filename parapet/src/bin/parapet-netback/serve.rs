@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use parapet::config::{NetworkConfig, NetworkKind};
+use parapet::daemon::capture::CaptureSocket;
 use parapet::daemon::netback::{NAME, Status};
 use parapet::daemon::{
     End, Failure, KernelBackend, Lock, NotReady, StatusSocket, ending, place, raise_open_files,
     store,
 };
 use parapet::network::Networks;
-use parapet_hypervisor::seam::{Identity, Tasks};
+use parapet_hypervisor::seam::{Clock, Identity, Tasks};
 use parapet_hypervisor::xen::Xen;
 use parapet_netback::device::{Options, Vifs};
 use parapet_netback::report::{Reports, Stage};
@@ -65,6 +66,11 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     let _socket = StatusSocket::open(&settings.run_dir, NAME, {
         let reports = reports.clone();
         move || Status::new(domid, &reports.all())
+    })
+    .map_err(NotReady::Socket)?;
+    let _capture = CaptureSocket::open(&settings.run_dir, NAME, reports.clone(), {
+        let place = place.clone();
+        move || place.now()
     })
     .map_err(NotReady::Socket)?;
 

@@ -1,6 +1,7 @@
 //! `parapet net`.
 
 mod bench;
+mod capture;
 
 use std::process::ExitCode;
 
@@ -16,16 +17,19 @@ pub(super) struct Net {
 
 const EXAMPLES: &str = "\
 Examples:
-  parapet net bench --size 64          how many packets go from guest to guest, and how fast";
+  parapet net bench --size 64          how many packets go from guest to guest, and how fast
+  parapet net capture vif5.0 -w 5.pcapng   the frames of a vif of parapet-netback, until Ctrl-C";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Bench(bench::Args),
+    Capture(capture::Args),
 }
 
 /// Does what the command line says.
 pub(super) fn net(args: &Net) -> anyhow::Result<ExitCode> {
     match &args.command {
         Command::Bench(args) => bench::bench(args),
+        Command::Capture(args) => capture::capture(args),
     }
 }
