@@ -20,7 +20,7 @@ mod xenstore;
 
 pub use block::block_request;
 pub use block_queue::block_queue;
-pub use net::{net_control, net_queue, net_receive, net_transmit};
+pub use net::{net_control, net_queue, net_receive, net_switch, net_transmit};
 pub use vif_keys::vif_keys;
 pub use xenstore::{xenstore_model, xenstore_ring, xenstore_wire, xenstored};
 
@@ -28,7 +28,7 @@ pub use xenstore::{xenstore_model, xenstore_ring, xenstore_wire, xenstored};
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of their file in `fuzz/fuzz_targets` and folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 16] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("xenstore_wire", xenstore_wire),
     ("xenstore_ring", xenstore_ring),
     ("xenstore_model", xenstore_model),
@@ -45,6 +45,7 @@ pub const TARGETS: [(&str, Target); 16] = [
     ("net_receive", net_receive),
     ("net_control", net_control),
     ("net_queue", net_queue),
+    ("net_switch", net_switch),
 ];
 
 /// A migration stream, whoever wrote it: what can be read can be written, and is then the same. A

@@ -1,5 +1,6 @@
 //! The back half of a vif, against a frontend that is nothing but bytes.
 
+mod switch;
 mod vif;
 
 use std::num::NonZeroU16;
@@ -12,6 +13,7 @@ use parapet_xen_sys::io::netif::{
     ControlRequest, RxFlags, RxRequest, RxResponse, TxFlags, TxRequest, TxSlot,
 };
 
+pub use switch::net_switch;
 use vif::{PATTERN, Port, Vif};
 
 /// Pages of a guest.

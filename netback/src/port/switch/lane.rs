@@ -159,6 +159,11 @@ impl<P: Seam> Lane<P> {
         let Some(Some(own)) = self.members.get(slot) else {
             return Err(Drop::Gone);
         };
+        let is_ours = |endpoint: &Arc<_>| Arc::ptr_eq(endpoint, &self.connection.endpoint);
+        if !own.endpoint.as_ref().is_some_and(is_ours) {
+            // The slot is another's by now, or the frontend has connected anew.
+            return Err(Drop::Gone);
+        }
         let vlan = match (tag(head), own.vlan) {
             (tag, None) => tag,
             (0, Some(vlan)) => vlan,

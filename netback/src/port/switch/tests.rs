@@ -420,8 +420,11 @@ fn a_connection_that_came_to_nothing_keeps_no_frame_of_others() {
 fn a_frontend_may_connect_again_before_its_old_queues_are_gone() {
     let world = World::new();
     let (mut a, mut b) = (world.guest(1), world.guest(2));
-    let old = std::mem::take(&mut b.lanes);
+    let mut old = std::mem::take(&mut b.lanes);
     b.connect(2);
+    let frame = b.frame(b.mac, a.mac, HELLO);
+    old[0].send(&mut vec![frame], &b.drops);
+    assert_eq!(b.drops.of(Drop::Gone), 1, "and have no say any more");
     drop(old);
     a.send(b.mac, HELLO);
     assert_eq!(b.got(), [HELLO]);

@@ -13,6 +13,8 @@ use parapet::daemon::netback::NAME;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::cli::bench::seconds;
+
 /// Captures the frames of vifs that parapet-netback serves, until Ctrl-C.
 ///
 /// The file is pcapng, as Wireshark reads it: frames from the guest are inbound. A frame is shown
@@ -30,9 +32,9 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "BYTES", default_value_t = 65535)]
     snaplen: usize,
 
-    /// For how long.
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    time: Option<Duration>,
+    /// For how many seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    seconds: Option<Duration>,
 
     /// The daemon's folder.
     #[arg(long, value_name = "DIR", default_value = "/run/parapet")]
@@ -51,7 +53,7 @@ pub(super) fn capture(args: &Args) -> anyhow::Result<ExitCode> {
     let (mut frames, stop) = begin(&args.run_dir, NAME, &wish)?;
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("signals cannot be caught")?;
     let handle = signals.handle();
-    let time = args.time;
+    let time = args.seconds;
     thread::scope(|scope| {
         scope.spawn(|| {
             // Ended by a signal, or because the capture has.
