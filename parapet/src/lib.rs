@@ -19,6 +19,7 @@
 //! | [`guest`] | a guest from the inside: what a program is given |
 //! | [`config`] | what a host and its guests are made of, read from TOML in xl's words |
 //! | [`network`] | the networks of a host: isolated, bridged, NAT |
+//! | [`wire`] | a guest that is a Linux stack of this machine, behind a TAP device |
 //! | [`programs`] | what a guest runs that brings no program of its own |
 //! | [`report`] | what each disk and each vif did |
 //! | [`load`] | requests on a disk to measure it |
@@ -62,3 +63,4 @@ pub mod network;
 pub mod programs;
 pub mod report;
 mod toolstack;
+pub mod wire;
