@@ -33,7 +33,7 @@ use parapet_ring::Peer;
 use parapet_xen_sys::io::xenbus::XenbusState;
 use parapet_xen_sys::{DomId, Errno, GrantRef, Port};
 use parapet_xenstore::client::{self, Watch};
-use parapet_xenstore::xenbus::{Backend, Connected, End, InitWait, Keys};
+use parapet_xenstore::xenbus::{self, Backend, Connected, End, InitWait, Keys};
 
 use crate::bell::Bell;
 use crate::control::{Control, ControlError, ControlSetup};
@@ -97,6 +97,12 @@ pub struct Connection {
     watch: Watch,
     /// What the watch has ended with, if it has.
     outcome: Result<(), client::Error>,
+}
+
+/// What a backend before us has left beside what is in the rings and in the frontend's directory.
+pub struct Left {
+    /// How many queues the frontend was offered, which may be more than we do.
+    queues: u32,
 }
 
 /// Why there is no vif to serve.
@@ -344,17 +350,15 @@ async fn set_rate<P: seam::Backend>(
 impl<P: seam::Backend> Kind for Vifs<P> {
     type Place = P;
     type About = About;
-    /// All that is needed is in the rings and the xenstore.
-    type Left = ();
+    type Left = Left;
     type Opened = Opened<P>;
     type Connection = Connection;
 
     const NAME: &'static str = "vif";
     const ORDERS: &'static [&'static str] = Assignment::KEYS;
 
-    fn begin(&self, _: DeviceId, left: Option<&()>) -> About {
-        // Which one before us may have offered more of.
-        let most = left.map_or(0, |()| MOST_LEFT);
+    fn begin(&self, _: DeviceId, left: Option<&Left>) -> About {
+        let most = left.map_or(0, |left| left.queues);
         About {
             vif: None,
             connection: None,
@@ -367,8 +371,15 @@ impl<P: seam::Backend> Kind for Vifs<P> {
         device.record().begun().stats.clone()
     }
 
-    async fn find_left(&self, _: DeviceId, _: &Keys) -> Result<Option<()>, client::Error> {
-        Ok(Some(()))
+    async fn find_left(&self, _: DeviceId, own: &Keys) -> Result<Option<Left>, client::Error> {
+        match own.find(negotiation::MOST_QUEUES).await {
+            Ok(queues) => Ok(Some(Left {
+                queues: queues.unwrap_or(1).clamp(1, MOST_LEFT),
+            })),
+            Err(xenbus::Error::Store(error)) => Err(error),
+            // No backend of ours has left it.
+            Err(_) => Ok(None),
+        }
     }
 
     async fn open(&self, device: &Device<P>, orders: &Values) -> Result<Opened<P>, Error> {
@@ -437,7 +448,7 @@ impl<P: seam::Backend> Kind for Vifs<P> {
         &self,
         device: &Device<P>,
         end: &Backend<Connected>,
-        (): (),
+        left: Left,
         orders: &Values,
         _: &mut Changes,
     ) -> Result<Option<Recovered<Self>>, Error> {
@@ -447,7 +458,7 @@ impl<P: seam::Backend> Kind for Vifs<P> {
         ) {
             return Ok(None);
         }
-        let answer = self.answer(end.other(), MOST_LEFT).await?;
+        let answer = self.answer(end.other(), left.queues).await?;
         if answer.control.is_some() {
             return Err(NoVif::Control.into());
         }
@@ -463,7 +474,7 @@ impl<P: seam::Backend> Kind for Vifs<P> {
     }
 }
 
-/// Queues that a backend before us may have let a frontend have.
+/// Queues that a backend before us may have let a frontend have, whatever it says.
 const MOST_LEFT: u32 = 64;
 
 impl<P: seam::Backend> fmt::Debug for Vifs<P> {

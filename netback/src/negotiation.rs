@@ -108,6 +108,9 @@ fn is_name(name: &str) -> bool {
     name.len() < 16 && name != "." && name != ".." && name.chars().all(plain)
 }
 
+/// The key in which a backend says how many queues a frontend may have.
+pub const MOST_QUEUES: &str = "multi-queue-max-queues";
+
 /// What a frontend is offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offer {
@@ -133,7 +136,7 @@ impl Offer {
             ("carrier", true),
         ];
         let features = features.map(|(key, set)| (key, u32::from(set).to_string()));
-        let queues = ("multi-queue-max-queues", self.queues.to_string());
+        let queues = (MOST_QUEUES, self.queues.to_string());
         features.into_iter().chain([queues]).collect()
     }
 }

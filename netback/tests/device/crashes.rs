@@ -148,3 +148,19 @@ fn a_guest_that_went_while_nobody_was_there_leaves_nothing() {
     block_on(host.store.remove(&vif.back)).unwrap();
     host.nothing_is_left(&vif);
 }
+
+#[test]
+fn a_frontend_that_wants_more_queues_after_a_crash_than_it_was_offered_has_to_connect_again() {
+    let mut stage = Stage::new();
+    stage.crash();
+    let vif = &stage.vifs[0];
+    stage.host.set(&vif.front, "multi-queue-num-queues", "64");
+    stage.begin();
+    let vif = &stage.vifs[0];
+    stage.host.wait(vif, "5");
+    stage.host.set(&vif.front, "state", "6");
+    stage.host.wait(vif, "6");
+    stage.host.set(&vif.front, "state", "1");
+    stage.fronts[0] = stage.host.connect(&stage.vifs[0]);
+    stage.works();
+}
