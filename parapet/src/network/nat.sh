@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Keeps a NAT network of the host: sets it up, says so, and undoes all of it when its standard input
 # ends, however whoever holds the other end of that has ended.
 #
