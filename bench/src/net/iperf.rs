@@ -156,7 +156,7 @@ impl Iperf {
         let between: Box<dyn std::any::Any> = match &self.0 {
             Between::Parapet(parapet) => {
                 let mut command = Command::new(parapet);
-                command.args(["net", "tap", "--quiet"]);
+                command.args(["net", "tap"]);
                 for end in [&client, &server] {
                     let tap = format!("{DEVICE}@{}", end.path().display());
                     command.args(["--tap", &tap]);
