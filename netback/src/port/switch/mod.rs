@@ -165,7 +165,7 @@ impl<P: Seam> Switch<P> {
     }
 
     /// A port that leads to other networks, to be connected to one by a
-    /// [`cable`](super::cable::cable). Whatever may be behind a vif may be behind it, in numbers.
+    /// [`Cable`](super::cable::Cable). Whatever may be behind a vif may be behind it, in numbers.
     ///
     /// # Errors
     /// It has as many ports as can be counted.
