@@ -71,7 +71,12 @@ impl<K: Kind> Device<K> {
                         queues,
                         connection,
                     } = recovered;
-                    self.log_connection("goes on where a backend before this one was");
+                    // Not at the limited rate of connections, of which this is the first.
+                    let id = self.id();
+                    log::info!(
+                        "{} {id}: goes on where a backend before this one was",
+                        K::NAME
+                    );
                     let mut running = Running::<K> { queues, connection };
                     let closing = self.keep_up(end, &mut opened, &mut running, changes).await;
                     self.end(running, &closing).await;
